@@ -1,0 +1,102 @@
+"""Class ids, names, colours and subsets: the one table of the project.
+
+Facts are those of Cityscapes (cityscapesScripts, helpers/labels.py) and of the GTA5 label files,
+whose palette differs in `static` only and which store licence plates as id 34.
+Not here: where files lie (`spcl.data.datasets`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+IGNORE_INDEX = 255
+
+
+class Label(NamedTuple):
+    """One row of the Cityscapes table."""
+
+    id: int
+    name: str
+    train_id: int
+    category: str
+    color: tuple[int, int, int]
+
+
+# fmt: off
+LABELS: tuple[Label, ...] = (
+    Label(0, "unlabeled", 255, "void", (0, 0, 0)),
+    Label(1, "ego vehicle", 255, "void", (0, 0, 0)),
+    Label(2, "rectification border", 255, "void", (0, 0, 0)),
+    Label(3, "out of roi", 255, "void", (0, 0, 0)),
+    Label(4, "static", 255, "void", (0, 0, 0)),
+    Label(5, "dynamic", 255, "void", (111, 74, 0)),
+    Label(6, "ground", 255, "void", (81, 0, 81)),
+    Label(7, "road", 0, "flat", (128, 64, 128)),
+    Label(8, "sidewalk", 1, "flat", (244, 35, 232)),
+    Label(9, "parking", 255, "flat", (250, 170, 160)),
+    Label(10, "rail track", 255, "flat", (230, 150, 140)),
+    Label(11, "building", 2, "construction", (70, 70, 70)),
+    Label(12, "wall", 3, "construction", (102, 102, 156)),
+    Label(13, "fence", 4, "construction", (190, 153, 153)),
+    Label(14, "guard rail", 255, "construction", (180, 165, 180)),
+    Label(15, "bridge", 255, "construction", (150, 100, 100)),
+    Label(16, "tunnel", 255, "construction", (150, 120, 90)),
+    Label(17, "pole", 5, "object", (153, 153, 153)),
+    Label(18, "polegroup", 255, "object", (153, 153, 153)),
+    Label(19, "traffic light", 6, "object", (250, 170, 30)),
+    Label(20, "traffic sign", 7, "object", (220, 220, 0)),
+    Label(21, "vegetation", 8, "nature", (107, 142, 35)),
+    Label(22, "terrain", 9, "nature", (152, 251, 152)),
+    Label(23, "sky", 10, "sky", (70, 130, 180)),
+    Label(24, "person", 11, "human", (220, 20, 60)),
+    Label(25, "rider", 12, "human", (255, 0, 0)),
+    Label(26, "car", 13, "vehicle", (0, 0, 142)),
+    Label(27, "truck", 14, "vehicle", (0, 0, 70)),
+    Label(28, "bus", 15, "vehicle", (0, 60, 100)),
+    Label(29, "caravan", 255, "vehicle", (0, 0, 90)),
+    Label(30, "trailer", 255, "vehicle", (0, 0, 110)),
+    Label(31, "train", 16, "vehicle", (0, 80, 100)),
+    Label(32, "motorcycle", 17, "vehicle", (0, 0, 230)),
+    Label(33, "bicycle", 18, "vehicle", (119, 11, 32)),
+)
+# fmt: on
+
+_TRAIN = sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda x: x[2])
+CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _TRAIN)
+TRAIN_ID_COLORS = np.array([label.color for label in _TRAIN], np.uint8)  # (19, 3)
+NUM_CLASSES = len(CLASS_NAMES)
+
+#: The eleven classes whose mean the SPCL paper reports as mIoU-tail.
+TAIL_CLASSES: tuple[int, ...] = (3, 4, 6, 7, 9, 12, 14, 15, 16, 17, 18)
+
+# Ids a file may hold, and what each becomes.  GTA5: 34 is the licence plate, ignored; ids 1, 2, 3,
+# 9, 10, 18 and 29 are in its table but were never drawn.
+CITYSCAPES_IDS: dict[int, int] = {label.id: label.train_id for label in LABELS}
+GTA5_IDS: dict[int, int] = {**CITYSCAPES_IDS, 34: IGNORE_INDEX}
+
+#: GTA5's 35-entry palette, (35, 3) uint8: Cityscapes' colours but for `static` and the plate.
+GTA5_PALETTE = np.array(
+    [(20, 20, 20) if label.name == "static" else label.color for label in LABELS] + [(0, 0, 142)],
+    np.uint8,
+)
+
+
+def lookup_table(ids: dict[int, int]) -> np.ndarray:
+    """(256,) uint8 table from raw id to trainId; ids that are not in the map become 255."""
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for raw, train_id in ids.items():
+        table[raw] = train_id
+    return table
+
+
+#: trainId -> labelId, as label files are written and as the Cityscapes server wants them; 255 -> 0.
+TRAIN_TO_LABEL_ID = np.zeros(256, np.uint8)
+for _label in _TRAIN:
+    TRAIN_TO_LABEL_ID[_label.train_id] = _label.id
+
+
+def colorize(train_ids: np.ndarray) -> np.ndarray:
+    """(H, W) trainIds -> (H, W, 3) uint8 picture; ignored pixels are black."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:NUM_CLASSES] = TRAIN_ID_COLORS
+    return palette[train_ids]

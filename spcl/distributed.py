@@ -1,0 +1,50 @@
+"""Rank, world size and reductions; each is harmless when there is one process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """Sum over ranks, in place and without a gradient; returns its argument."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return all_reduce(tensor.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        # Every rank's loss depends on the sum, so the gradient is the sum of all ranks' gradients.
+        return all_reduce(gradient.contiguous().clone())
+
+
+def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum over ranks, differentiable.  Every rank must call it, forward and backward."""
+    return _AllReduce.apply(tensor) if world_size() > 1 else tensor
+
+
+def gather(value: object) -> list:
+    """Every rank's (picklable) value, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()

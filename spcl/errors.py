@@ -1,0 +1,18 @@
+"""The mistakes a user can mend.  Commands print them as one line and exit with 2.
+
+    UserError            what must hold, what was found, what to do next
+    ├── ConfigError      an unknown key, a value out of range, stages that do not fit
+    └── DataError        missing, damaged or foreign data
+"""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; its message is all they need to see."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used as written."""
+
+
+class DataError(UserError):
+    """The data on disk cannot be used as it is."""
