@@ -1,0 +1,328 @@
+"""Converted splits on disk: Arrow IPC shards, an index without pixels, and a manifest.
+
+Writes shard files and reads them back, sample by sample, with a checksum before any byte leaves.
+Not here: where raw files lie (`spcl.data.datasets`) and what is checked in them
+(`spcl.data.convert`).
+
+    <folder>/shard-00000.arrow ...    images as found, labels as 8-bit grey PNG of trainIds
+    <folder>/index.parquet            every column but the encoded images, with shard, batch, row
+    <folder>/manifest.json            written last: names, sizes and hashes of the others
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spcl import atomic
+from spcl.data.labels import NUM_CLASSES
+from spcl.errors import DataError
+
+SCHEMA_VERSION = 1
+ROWS_PER_BATCH = 16  # what a writer holds in memory; reading one row costs the same at any size
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+METADATA_PREFIX = "seg."
+
+_PAYLOAD = ("image", "label", "prev_image")  # encoded images: in the shards, not in the index
+
+
+def _column(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=not required)
+
+
+# large_binary: plain binary splits a column where it passes 2 GiB.
+SCHEMA = pa.schema(
+    [
+        _column("sample_id", pa.string(), required=True),
+        _column("dataset", pa.string(), required=True),
+        _column("split", pa.string(), required=True),
+        _column("domain_role", pa.string(), required=True),  # source, target or eval
+        _column("image", pa.large_binary(), required=True),
+        _column("image_format", pa.string(), required=True),
+        _column("height", pa.int32(), required=True),
+        _column("width", pa.int32(), required=True),
+        _column("label", pa.large_binary()),
+        _column("label_height", pa.int32()),
+        _column("label_width", pa.int32()),
+        _column("class_pixels", pa.list_(pa.int32(), NUM_CLASSES)),
+        _column("ignore_pixels", pa.int32()),
+        _column("sequence_id", pa.string()),
+        _column("frame_index", pa.int32()),
+        _column("prev_sample_id", pa.string()),
+        _column("prev_image", pa.large_binary()),
+        _column("prev_frame_index", pa.int32()),
+        _column("condition", pa.string()),
+        _column("flags", pa.list_(pa.string()), required=True),
+        _column("source_image_path", pa.string(), required=True),
+        _column("source_label_path", pa.string()),
+        _column("source_image_sha256", pa.binary(32), required=True),
+        _column("source_label_sha256", pa.binary(32)),
+        _column("label_sha256", pa.binary(32)),  # of the mapped pixels, whatever the PNG settings
+        _column("image_crc32", pa.uint32(), required=True),
+        _column("label_crc32", pa.uint32()),
+        _column("extra_json", pa.string()),
+    ]
+)
+
+_INDEX_SCHEMA = pa.schema(
+    [field for field in SCHEMA if field.name not in _PAYLOAD]
+    + [_column(name, pa.int32(), required=True) for name in ("shard", "batch", "row")]
+)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_shard(
+    path: Path, metadata: dict[str, Any], rows: Iterable[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write one shard, holding one record batch in memory.
+
+    rows  mappings of column to value; a missing column is null
+
+    Returns the shard's manifest entry and its index rows, which carry `batch` and `row`.
+    """
+    described = {
+        METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in metadata.items()
+    }
+    schema = SCHEMA.with_metadata(described)
+    index: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
+    batches = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+
+        def flush() -> None:
+            nonlocal batches
+            if pending:
+                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
+                batches += 1
+                pending.clear()
+
+        for row in rows:
+            kept = {key: value for key, value in row.items() if key not in _PAYLOAD}
+            index.append({**kept, "batch": batches, "row": len(pending)})
+            pending.append(row)
+            if len(pending) == ROWS_PER_BATCH:
+                flush()
+        flush()
+    entry = {
+        "name": path.name,
+        "rows": len(index),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+    return entry, index
+
+
+def data_fingerprint(rows: Iterable[dict[str, Any]]) -> str:
+    """sha256 over the sorted (sample_id, image hash, label hash): the data, however it is cut."""
+    lines = sorted(
+        f"{row['sample_id']} {row['source_image_sha256'].hex()} "
+        f"{row['label_sha256'].hex() if row.get('label_sha256') else '-'}\n"
+        for row in rows
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    metadata: dict[str, Any],
+    inputs: dict[str, Any],
+    shards: list[tuple[dict[str, Any], list[dict[str, Any]]]],
+) -> dict[str, Any]:
+    """Write the index and then the manifest; returns the manifest.
+
+    inputs  what was converted, to recognise the same request later
+    shards  what `write_shard` returned, in order
+    """
+    rows = [{**row, "shard": n} for n, (_, index) in enumerate(shards) for row in index]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA), folder / INDEX)
+    sizes: dict[str, int] = {}
+    for row in rows:
+        size = f"{row['width']}x{row['height']}"
+        sizes[size] = sizes.get(size, 0) + 1
+    labelled = [row["class_pixels"] for row in rows if row.get("class_pixels") is not None]
+    counts = np.array(labelled, np.int64).reshape(-1, NUM_CLASSES)
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "metadata": metadata,
+        "inputs": inputs,
+        "fingerprint": data_fingerprint(rows),
+        "shards": [entry for entry, _ in shards],
+        "index": {
+            "name": INDEX,
+            "bytes": (folder / INDEX).stat().st_size,
+            "sha256": file_sha256(folder / INDEX),
+        },
+        "rows": len(rows),
+        "bytes": sum(entry["bytes"] for entry, _ in shards),
+        "image_sizes": sizes,  # "width x height": number of images
+        "class_pixels": counts.sum(0).tolist() if labelled else None,
+        "class_images": (counts > 0).sum(0).tolist() if labelled else None,
+    }
+    atomic.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
+    """The line that writes the split kept at <data>/<dataset>/<split>, or writes it again."""
+    dataset, data, more = folder.parent.name, folder.parent.parent, ""
+    if manifest:
+        known = manifest["metadata"]
+        dataset, more = known["format"], " --overwrite"
+        if known["dataset"] != known["format"]:
+            more = f" --name {known['dataset']}{more}"
+            data = folder.parents[1 + known["dataset"].count("/")]
+    return (
+        f"python ray_jobs/ingest.py --dataset {dataset} --split {folder.name} --root DIR "
+        f"--out {data}{more}"
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished split; DataError if there is none or it is of another schema."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        version = manifest["schema"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"no shards in {folder}; write them with: {ingest_command(folder)}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"{path} is not a manifest of shards; write the split again with: "
+            f"{ingest_command(folder)} --overwrite"
+        ) from None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder} holds shards of schema {version}, this version reads {SCHEMA_VERSION}; "
+            f"write them again with: {ingest_command(folder)} --overwrite"
+        )
+    return manifest
+
+
+class ShardSet:
+    """Read-only view of one converted split.
+
+    folder       where it lies
+    name         "gta5/train"
+    metadata     label space, id map, licence, ...: the manifest's `metadata`
+    fingerprint  sha256 of the data, whatever the shard sizes
+    labelled     whether the split holds labels
+    sample_ids   N names, in the order of the indices
+    image_sizes  (N, 2) int32 [height, width]
+    class_pixels (N, 19) int32 pixels of each trainId, None when unlabelled
+
+    Opening reads the manifest and the index only.  Shards are mapped on first use, in each process
+    anew: a pickled ShardSet carries no open file.  DataError if the split is missing, empty,
+    incomplete, damaged or of another schema.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder).absolute()
+        manifest = read_manifest(self.folder)
+        self._manifest = manifest
+        self._shards: list[dict[str, Any]] = manifest["shards"]
+        if not manifest["rows"]:
+            raise DataError(f"{self.folder} holds no samples; {self._mend()}")
+        for entry in (*self._shards, manifest["index"]):
+            self._check_size(entry)
+        index = self._read_index(manifest["index"])
+        self.metadata: dict[str, Any] = manifest["metadata"]
+        self.name: str = self.metadata["name"]
+        self.labelled: bool = self.metadata["labelled"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.sample_ids: list[str] = index["sample_id"].to_pylist()
+        self.image_sizes = np.stack([_numbers(index, "height"), _numbers(index, "width")], 1)
+        self.class_pixels: np.ndarray | None = None
+        if self.labelled:
+            flat = index["class_pixels"].combine_chunks().flatten()
+            self.class_pixels = flat.to_numpy().reshape(-1, NUM_CLASSES)
+        self._place = np.stack([_numbers(index, name) for name in ("shard", "batch", "row")], 1)
+        self._crc32 = {"image": _numbers(index, "image_crc32")}
+        if self.labelled:
+            self._crc32["label"] = _numbers(index, "label_crc32")
+        self._readers: dict[int, pa.RecordBatchFileReader] = {}
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": {}}
+
+    def image(self, index: int) -> bytes:
+        """The image file's bytes as found; DataError if they do not match their checksum."""
+        return self._read(index, "image")
+
+    def label(self, index: int) -> bytes:
+        """8-bit grey PNG of trainIds; DataError if damaged or if the split holds no labels."""
+        if not self.labelled:
+            raise DataError(f"{self.name} in {self.folder} holds no labels")
+        return self._read(index, "label")
+
+    def _read(self, index: int, column: str) -> bytes:
+        shard, batch, row = self._place[index].tolist()
+        path = self.folder / self._shards[shard]["name"]
+        try:
+            cells = self._reader(shard).get_batch(batch).column(column)
+            cells.validate(full=True)  # damaged offsets would be followed out of the file
+            data = cells[row].as_py() or b""
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+            raise DataError(
+                f"sample {self.sample_ids[index]}: {path} is damaged ({error}); {self._mend()}"
+            ) from error
+        expected, found = int(self._crc32[column][index]), zlib.crc32(data)
+        if found != expected:
+            raise DataError(
+                f"sample {self.sample_ids[index]}: {column} checksum mismatch in {path} "
+                f"(expected {expected:08x}, found {found:08x}); the file was altered after "
+                f"conversion, {self._mend()}"
+            )
+        return data
+
+    def _reader(self, shard: int) -> pa.RecordBatchFileReader:
+        if shard not in self._readers:
+            entry = self._shards[shard]
+            self._check_size(entry)  # reading past the end of a mapped file kills the process
+            source = pa.memory_map(str(self.folder / entry["name"]))
+            self._readers[shard] = pa.ipc.open_file(source)
+        return self._readers[shard]
+
+    def _check_size(self, entry: dict[str, Any]) -> None:
+        path = self.folder / entry["name"]
+        try:
+            found = f"has {path.stat().st_size} bytes"
+        except FileNotFoundError:
+            found = "is missing"
+        if found != f"has {entry['bytes']} bytes":
+            raise DataError(
+                f"incomplete shards: {path} {found}, the manifest says {entry['bytes']} bytes; "
+                f"{self._mend()}"
+            )
+
+    def _read_index(self, entry: dict[str, Any]) -> pa.Table:
+        data = (self.folder / entry["name"]).read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry["sha256"]:
+            raise DataError(
+                f"{self.folder / entry['name']} was altered after conversion (sha256 {found}, the "
+                f"manifest says {entry['sha256']}); {self._mend()}"
+            )
+        return pq.read_table(pa.BufferReader(data))
+
+    def _mend(self) -> str:
+        return f"write it again with: {ingest_command(self.folder, self._manifest)}"
+
+
+def _numbers(table: pa.Table, column: str) -> np.ndarray:
+    return table[column].to_numpy()

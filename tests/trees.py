@@ -1,0 +1,188 @@
+"""Miniature raw datasets for tests: true to the originals in names, encodings and ids.
+
+An image is a grid of one-class cells that shows every id of the dataset, in class colours with
+noise, so a tiny network can learn it.  The functions at the end break one thing each.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, GTA5_PALETTE, LABELS, lookup_table
+
+CELL = 24  # pixels; smaller where the picture could not show every id
+NOISE = 8
+SMALL = (64, 48)  # width, height: enough for tests that only look at files
+
+# Ids that GTA5's annotators used, 34 (licence plate) included.
+GTA5_USED = (0, *range(4, 9), *range(11, 18), *range(19, 29), *range(30, 35))
+CITYSCAPES_USED = tuple(range(34))
+THINGS = (24, 25, 26, 27, 28, 29, 30, 31, 32, 33)
+INSTANCE_BASE = 1000
+
+CITYSCAPES_NAMES = {
+    "train": ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313"),
+    "val": ("frankfurt_000000_000294", "munster_000173_000019"),
+    "test": ("berlin_000000_000019",),
+}
+_MORE = {"train": "zurich", "val": "lindau", "test": "bonn"}  # city of any further frames
+
+
+def cells(size: tuple[int, int], ids: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """(H, W) uint8 raw ids in square cells, every id at least once."""
+    width, height = size
+    cell = CELL
+    while (width // cell) * (height // cell) < len(ids):
+        cell -= 1
+    rows, columns = -(-height // cell), -(-width // cell)
+    grid = rng.choice(ids, (rows, columns)).astype(np.uint8)
+    whole = grid[: height // cell, : width // cell]
+    places = rng.permutation(whole.size)[: len(ids)]
+    whole[np.unravel_index(places, whole.shape)] = ids
+    return grid.repeat(cell, 0).repeat(cell, 1)[:height, :width]
+
+
+def picture(raw: np.ndarray, colors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8: colours of the ids, with noise."""
+    noise = rng.integers(-NOISE, NOISE + 1, (*raw.shape, 3))
+    return (colors[raw].astype(int) + noise).clip(0, 255).astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if palette is not None:
+        image.putpalette(palette.tobytes())
+    image.save(path)
+
+
+def gta5_tree(root: Path, n: int = 4, size: tuple[int, int] = (256, 144), seed: int = 0) -> Path:
+    """images/ and labels/ of n frames; every fifth has two rows less, as in the release."""
+    for number in range(1, n + 1):
+        rng = np.random.default_rng((seed, number))
+        width, height = size
+        raw = cells((width, height - 2 * (number % 5 == 0)), GTA5_USED, rng)
+        save(root / f"images/{number:05d}.png", picture(raw, GTA5_PALETTE, rng))
+        save(root / f"labels/{number:05d}.png", raw, GTA5_PALETTE)
+    return root
+
+
+def cityscapes_names(split: str, n: int) -> list[str]:
+    more = [f"{_MORE[split]}_{number:06d}_000019" for number in range(n)]
+    return [*CITYSCAPES_NAMES[split], *more][:n]
+
+
+def cityscapes_tree(
+    root: Path,
+    train: int = 4,
+    val: int = 2,
+    test: int = 1,
+    size: tuple[int, int] = (256, 128),
+    seed: int = 1,
+    labels: Sequence[str] = ("labelIds",),
+) -> Path:
+    """leftImg8bit/ and gtFine/ with polygons, colours, instances and `labels`.
+
+    labels  of "labelIds" (shipped) and "labelTrainIds" (derived by users)
+    """
+    # Another look than GTA5's: paler, with red and blue exchanged.
+    colors = (np.array([label.color[::-1] for label in LABELS]) * 0.7 + 50).astype(np.uint8)
+    table = lookup_table(CITYSCAPES_IDS)
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for place, name in enumerate(cityscapes_names(split, count)):
+            rng = np.random.default_rng((seed, *split.encode(), place))
+            scene = cells(size, CITYSCAPES_USED, rng)
+            folder = f"{split}/{name.split('_')[0]}/{name}"
+            pixels = picture(scene, colors, rng)
+            save(root / f"leftImg8bit/{folder}_leftImg8bit.png", pixels)
+            raw = scene % 2 if split == "test" else scene  # test labels are dummies
+            raw[raw == 1] = 3 if split == "test" else 1
+            stem = f"{root}/gtFine/{folder}_gtFine"
+            _write_polygons(Path(f"{stem}_polygons.json"), raw)
+            rgba = np.full((*raw.shape, 4), 255, np.uint8)
+            rgba[..., :3] = np.array([label.color for label in LABELS], np.uint8)[raw]
+            save(Path(f"{stem}_color.png"), rgba)
+            instances = raw.astype(np.uint16)
+            instances[np.isin(raw, THINGS)] *= INSTANCE_BASE
+            save(Path(f"{stem}_instanceIds.png"), instances)
+            for kind in labels:
+                ids = raw if kind == "labelIds" else table[raw]
+                save(Path(f"{stem}_{kind}.png"), ids)
+    return root
+
+
+def _write_polygons(path: Path, raw: np.ndarray) -> None:
+    """One polygon for each run of equal ids in a row of cells, and those that rasterise away."""
+    height, width = raw.shape
+    objects = []
+    top = 0
+    while top < height:
+        bottom = top + 1
+        while bottom < height and (raw[bottom] == raw[top]).all():
+            bottom += 1
+        edges = [0, *(np.flatnonzero(np.diff(raw[top].astype(int))) + 1).tolist(), width]
+        for left, right in zip(edges, edges[1:], strict=False):
+            corners = [[left, top], [right - 1, top], [right - 1, bottom - 1], [left, bottom - 1]]
+            objects.append({"label": LABELS[raw[top, left]].name, "polygon": corners})
+        top = bottom
+    objects.append({"label": "license plate", "polygon": [[0, 0], [1, 0], [1, 1]]})
+    text = {"imgHeight": height, "imgWidth": width, "objects": objects}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(text))
+
+
+# --- defects: each breaks one thing in a clean tree ----------------------------------------------
+
+
+def load(path: Path) -> np.ndarray:
+    """Pixels of a PNG; of a palette file the indices."""
+    return np.array(Image.open(path))
+
+
+def shorten_label(label: Path, rows: int = 6) -> None:
+    save(label, load(label)[:-rows], GTA5_PALETTE)
+
+
+def blank(image: Path, halve: bool = False) -> None:
+    """All white; at half the size like the frame 15188 of GTA5."""
+    height, width, _ = load(image).shape
+    save(image, np.full((height // (1 + halve), width // (1 + halve), 3), 255, np.uint8))
+
+
+def single_class(label: Path, raw_id: int = 26) -> None:
+    save(label, np.full_like(load(label), raw_id), GTA5_PALETTE)
+
+
+def set_pixel(label: Path, value: int, palette: np.ndarray | None = GTA5_PALETTE) -> None:
+    raw = load(label)
+    raw[0, 0] = value
+    save(label, raw, palette)
+
+
+def recolor(label: Path) -> None:
+    """Saved as colours by another tool."""
+    save(label, GTA5_PALETTE[load(label)])
+
+
+def to_train_ids(label: Path, palette: np.ndarray | None = GTA5_PALETTE) -> None:
+    save(label, lookup_table(GTA5_IDS)[load(label)], palette)
+
+
+def truncate(path: Path, share: float = 0.5) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+def flip_byte(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+def add_derived(label: Path) -> None:
+    """What another tool leaves beside a label."""
+    shutil.copy(label, label.with_name(f"{label.stem}_labelTrainIds.png"))
