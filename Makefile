@@ -6,7 +6,7 @@ STAMP := .venv/.ready
 # Ray's workers parse torch and ray from source where nothing is byte-compiled: twice as slow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint lock clean
 
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "spcl needs Python 3.11 or newer")'
@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 # Only when a dependency changes: pins every package, with hashes, for every platform.
-requirements.txt:
+lock:
 	VIRTUAL_ENV=.venv $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	    --extra dev --no-header -o requirements.txt pyproject.toml
 

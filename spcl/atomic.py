@@ -37,25 +37,31 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a finished temporary folder and rename it to `path`.
+
+    When `path` has appeared meanwhile (another process made the same thing), ours is left to the
+    caller to drop.
+    """
+    for entry in sorted(temporary.rglob("*")):
+        fsync(entry)
+    fsync(temporary)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+    fsync(path.parent)
+
+
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well.
-
-    When `path` has appeared meanwhile (another process made the same thing), ours is dropped.
-    """
+    """Yield a temporary folder that becomes `path` when the block ends well; else it is gone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
         yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            fsync(entry)
-        fsync(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
-        fsync(path.parent)
+        publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

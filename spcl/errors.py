@@ -1,8 +1,8 @@
 """The mistakes a user can mend.  Commands print them as one line and exit with 2.
 
-    UserError            what must hold, what was found, what to do next
-    ├── ConfigError      an unknown key, a value out of range, stages that do not fit
-    └── DataError        missing, damaged or foreign data
+UserError            what must hold, what was found, what to do next
+├── ConfigError      an unknown key, a value out of range, stages that do not fit
+└── DataError        missing, damaged or foreign data
 """
 
 

@@ -1,0 +1,14 @@
+"""The methods: one file each, none imports another.  A new one is a file and a line here."""
+
+from spcl.methods.adversarial import Adversarial
+from spcl.methods.base import Method
+from spcl.methods.self_training import SelfTraining
+from spcl.methods.source_only import SourceOnly
+from spcl.methods.spcl import SPCL
+
+METHODS: dict[str, type[Method]] = {
+    "source_only": SourceOnly,
+    "adversarial": Adversarial,
+    "spcl": SPCL,
+    "self_training": SelfTraining,
+}

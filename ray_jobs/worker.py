@@ -1,0 +1,88 @@
+"""Where Ray Train meets spcl: what runs on each worker.
+
+Workers import this module by name, so it stays importable and free of driver state.  A mistake of
+ours or the user's is written to FAILED.json and *returned*: raised, Ray would try it again.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch.distributed as dist
+from ray.train import Checkpoint
+
+from spcl import distributed
+from spcl.config import from_dict
+from spcl.errors import UserError
+from spcl.launch import Request
+from spcl.results.store import RunFolder
+from spcl.train import choose_device, run_on_rank
+
+
+def pack(request: Request, launch: str) -> dict[str, Any]:
+    """What travels to the workers: plain values only."""
+    return {
+        "config": request.config.as_dict(),
+        "data": str(request.data),
+        "storage": str(request.storage),
+        "name": request.name,
+        "launch": launch,
+    }
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """Run one recipe on this rank of a Ray Train worker group."""
+    request = Request(
+        from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
+    )
+    run = RunFolder(request.storage / request.name)
+    context = ray.train.get_context()
+    _redirect_output(run.folder / "logs" / f"worker-{context.get_world_rank()}.log")
+    if _failed(run, job["launch"]):
+        return
+    try:
+        device = choose_device(request.config.train, context.get_local_rank())
+        summary = run_on_rank(request, device, ray.train.report)
+        _report_final(request, summary)
+    except UserError as error:
+        run.fail(str(error), type(error).__name__, launch=job["launch"])
+        if dist.is_initialized():
+            dist.destroy_process_group()  # wakes ranks that wait for this one
+    except RuntimeError:
+        if not _failed(run, job["launch"]):
+            raise  # not ours: Ray restarts the group, and it resumes
+
+
+def _failed(run: RunFolder, launch: str) -> bool:
+    """Has a rank of this launch given up?"""
+    try:
+        return json.loads((run.folder / "FAILED.json").read_text()).get("launch") == launch
+    except (OSError, ValueError):
+        return False
+
+
+def _report_final(request: Request, summary: dict[str, Any]) -> None:
+    """Hand Ray the last network, once; every rank reports equally often."""
+    metrics = {"finished": True}
+    if distributed.rank() != 0:
+        ray.train.report(metrics)
+        return
+    last = summary["artefacts"][request.config.stages[-1]]
+    folder = request.storage / "artefacts" / last
+    for name, mean in summary["table"][-1]["means"].items():
+        metrics[name] = mean["value"]
+    ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
+
+
+def _redirect_output(path: Path) -> None:
+    """Send this process's stdout and stderr to a file of the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)

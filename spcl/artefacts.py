@@ -1,0 +1,92 @@
+"""The store of finished stages: a folder each, named by key, verified on use.
+
+<storage>/artefacts/<title>-<key>/manifest.json   what made it, and each file's sha256
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spcl import atomic, distributed
+from spcl.errors import DataError
+from spcl.stages import Stage
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+class ArtefactStore:
+    def __init__(self, storage: Path):
+        self.root = storage / "artefacts"
+
+    def path(self, stage: Stage) -> Path:
+        return self.root / stage.folder
+
+    def has(self, stage: Stage) -> bool:
+        """Is the stage finished?  Rank 0 looks; all ranks agree."""
+        return distributed.gather((self.path(stage) / MANIFEST).is_file())[0]
+
+    def open(self, stage: Stage) -> Path:
+        """The artefact's folder, every file checked.  DataError names a damaged one."""
+        folder = self.path(stage)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["key"] != stage.key:
+            raise DataError(f"{folder} holds another stage's result; remove it and run again")
+        for name, expected in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or sha256(path) != expected:
+                raise DataError(
+                    f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; "
+                    f"remove the folder {folder} and run the same command again"
+                )
+        return folder
+
+    @contextmanager
+    def write(self, stage: Stage) -> Iterator[Path]:
+        """Yield one temporary folder to all ranks; it becomes the artefact when all are done."""
+        # The name carries rank 0's process, so a killed launch and its successor never share it.
+        name = distributed.gather(f".{stage.folder}.{_process()}.tmp")[0]
+        temporary = self.root / name
+        if distributed.rank() == 0:
+            temporary.mkdir(parents=True, exist_ok=True)
+        distributed.barrier()
+        try:
+            yield temporary
+            distributed.barrier()
+            if distributed.rank() == 0:
+                self._publish(stage, temporary)
+            distributed.barrier()
+        finally:
+            if distributed.rank() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _publish(self, stage: Stage, temporary: Path) -> None:
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {
+            "schema": SCHEMA,
+            "key": stage.key,
+            "stage": stage.title,
+            "kind": stage.kind,
+            "version": stage.version,
+            "seed": stage.seed,
+            "settings": stage.settings,
+            "data": stage.data,
+            "inputs": {role: s.key for role, s in stage.inputs.items()},
+            "files": {str(p.relative_to(temporary)): sha256(p) for p in files},
+        }
+        atomic.write_json(temporary / MANIFEST, manifest)
+        atomic.publish(temporary, self.path(stage))
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""What the commands share: arguments, paths, and one clear line on a user's mistake."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from spcl.errors import ConfigError, UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def guarded(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
+    """Exit code of `main`; a UserError is one line on stderr and 2, Ctrl-C is 130."""
+    try:
+        return main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that runs a recipe."""
+    parser.add_argument("--benchmark", help="a file of configs/benchmarks (default: streets)")
+    parser.add_argument("--method", help="a file of configs/methods (default: spcl)")
+    parser.add_argument("--config", type=Path, help="a YAML file of settings, read after those two")
+    parser.add_argument("--name", help="the run's name (default: made of its settings)")
+    parser.add_argument("--seeds", help="e.g. 0..4 or 0,3: one run per seed, then their mean")
+    parser.add_argument("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--list", action="store_true", help="say what benchmarks and methods exist")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """ "0..4" -> [0, 1, 2, 3, 4]; "0,3" -> [0, 3]"""
+    if text is None:
+        return None
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if span and int(span[1]) <= int(span[2]):
+        return list(range(int(span[1]), int(span[2]) + 1))
+    if re.fullmatch(r"\d+(,\d+)*", text):
+        return [int(part) for part in text.split(",")]
+    raise ConfigError(f"--seeds must look like 0..4 or 0,3,5, got {text!r}")
+
+
+def storage_root(given: str | None) -> Path:
+    """--storage, else $SPCL_STORAGE, else <repository>/runs; absolute, made, writable."""
+    path = Path(given or os.environ.get("SPCL_STORAGE") or REPOSITORY / "runs").resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"results must be writable, but {path} is not ({error.strerror}); give --storage DIR"
+        ) from None
+    return path

@@ -1,0 +1,295 @@
+"""Which settings exist, and how files and the command line become one `Config`.
+
+    resolved = defaults <- configs/methods/M.yaml <- configs/benchmarks/B.yaml <- --config F <- k=v
+
+A benchmark may set its own values for a method's section, so it is read after the method's file.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spcl import protocols
+from spcl.errors import ConfigError
+from spcl.methods import METHODS
+from spcl.methods.base import StageConfig
+from spcl.models.segmentor import MODELS
+from spcl.settings import build, choose, flatten, merge, setting
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One stream of training images.  Sizes are (height, width) in pixels."""
+
+    dataset: str = setting("", "benchmark file")
+    split: str = setting("train", "benchmark file")
+    size: tuple[int, int] = setting((512, 1024), "paper: target", low=8)
+    jitter: tuple[float, float, float, float] = setting(
+        (0.5, 0.5, 0.5, 0.2), "authors' code: brightness, contrast, saturation, hue", low=0.0
+    )
+    flip: float = setting(0.5, "paper: horizontal flip on both domains", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Domain):
+    size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
+    class_balanced: bool = setting(True, "authors' code: sub-epochs of 3000 draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is scored.  Its labels are opened after the last training stage and nowhere else."""
+
+    dataset: str = setting("", "benchmark file")
+    split: str = setting("val", "benchmark file")
+    size: tuple[int, int] = setting((512, 1024), "paper: network input", low=8)
+    protocol: str = setting("cityscapes19", "benchmark file", choices=tuple(protocols.PROTOCOLS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    name: str = setting("deeplabv2_resnet101", "paper", choices=tuple(MODELS))
+    norm: str = setting(
+        "auto", "ours: frozen for DeepLab, domain for tiny", choices=("auto", "frozen", "domain")
+    )
+    weights: str = setting("auto", "ours: imagenet for DeepLab, none for tiny; or a file's path")
+    aspp_branches: int = setting(4, "SPCL's code; 2 is the AdaptSegNet lineage", choices=(2, 4))
+    target_statistics: str = setting(
+        "trained",
+        "ours; estimated = AdaBN over the target's training images before evaluation",
+        choices=("trained", "estimated"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabel:
+    cap: float = setting(0.9, "paper", low=0.0, high=1.0)
+    quantile: float = setting(0.5, "paper: median", low=0.0, high=1.0)
+    median: str = setting(
+        "true", "ours; ref_index is the authors' code", choices=("true", "lower", "ref_index")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    batch: int = setting(4, "authors' code: images per domain and step, over all workers", low=1)
+    dtype: str = setting("float32", "ours", choices=("float32", "bfloat16"))
+    deterministic: bool = setting(False, "ours: bit for bit on CUDA, slower")
+    clip_norm: float = setting(0.0, "ours: 0 is off, as in the paper", low=0.0)
+    threads: int = setting(2, "ours: torch threads per worker", low=1, operational=True)
+    workers: int = setting(1, "ours: processes, one per GPU", low=1, operational=True)
+    loader_workers: int = setting(2, "ours: 0 loads in process", low=0, operational=True)
+    device: str = setting(
+        "auto", "ours: cuda where there is one", choices=("auto", "cpu", "cuda"), operational=True
+    )
+    channels_last: bool = setting(False, "ours", operational=True)
+    compile: bool = setting(False, "ours: torch.compile of the segmentor", operational=True)
+    log_every: int = setting(50, "ours: steps", low=1, operational=True)
+    checkpoint_every: int = setting(1000, "ours: steps", low=1, operational=True)
+    panel_every: int = setting(1000, "ours: steps between image panels", low=1, operational=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streets:
+    """The embedded benchmark, rendered on first use; read only where a dataset is `streets/...`."""
+
+    world: int = setting(0, "ours: 1 is the calibration world", low=0)
+    source_images: int = setting(600, "ours", low=1)
+    target_images: int = setting(600, "ours", low=1)
+    val_images: int = setting(200, "ours", low=1)
+    size: tuple[int, int] = setting((64, 128), "ours", low=16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    benchmark: str = setting("", "command line")
+    method: str = setting("spcl", "command line")
+    stages: tuple[str, ...] = setting((), "the method's file")
+    seed: int = setting(0, "command line", low=0)
+    selection: str = setting("last", "ours: the last checkpoint, no label", choices=("last",))
+    source: Source = field(default_factory=Source)
+    target: Domain = field(default_factory=Domain)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    model: Model = field(default_factory=Model)
+    pseudo_label: PseudoLabel = field(default_factory=PseudoLabel)
+    train: Train = field(default_factory=Train)
+    streets: Streets = field(default_factory=Streets)
+
+    def of(self, method: str) -> StageConfig:
+        """The section of a method."""
+        return getattr(self, method)
+
+    def batch_of(self, method: str) -> int:
+        """Images per domain and step of a method's stage, over all workers."""
+        return self.of(method).batch or self.train.batch
+
+    @property
+    def norm(self) -> str:
+        default = "domain" if self.model.name == "tiny" else "frozen"
+        return default if self.model.norm == "auto" else self.model.norm
+
+    @property
+    def weights(self) -> str:
+        default = "none" if self.model.name == "tiny" else "imagenet"
+        return default if self.model.weights == "auto" else self.model.weights
+
+    def check(self) -> None:
+        """What no single setting can tell.  Raises ConfigError."""
+        if not self.stages:
+            raise ConfigError("stages must name at least one method, e.g. stages=[source_only]")
+        for index, name in enumerate(self.stages):
+            choose(name, METHODS, "stage")
+            needs = METHODS[name].needs
+            if index == 0 and needs:
+                raise ConfigError(
+                    f"stage {name!r} starts from a trained network, so it can't be the first; "
+                    f"try stages=[adversarial,{','.join(self.stages)}]"
+                )
+            section = self.of(name)
+            if section.steps > section.horizon:
+                raise ConfigError(
+                    f"{name}.horizon must be at least {name}.steps, since the poly schedule is 0 "
+                    f"there; got horizon {section.horizon} and steps {section.steps}"
+                )
+            if section.scale[0] > section.scale[1]:
+                raise ConfigError(f"{name}.scale must be [low, high], got {list(section.scale)}")
+        if len(set(self.stages)) != len(self.stages):
+            raise ConfigError(f"each stage may run once, got {list(self.stages)}")
+        if self.model.target_statistics == "estimated" and self.norm != "domain":
+            raise ConfigError(
+                "model.target_statistics=estimated needs statistics per domain: model.norm=domain"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested, plain values: what is saved as config.yaml."""
+        return _plain(dataclasses.asdict(self))
+
+
+Config = dataclasses.make_dataclass(
+    "Config",
+    [
+        (name, method.Config, field(default_factory=method.Config))
+        for name, method in METHODS.items()
+    ],
+    bases=(_Config,),
+    frozen=True,
+    kw_only=True,
+    namespace={"__doc__": "Every setting of a run: `_Config` and one section per method."},
+)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def known(kind: str) -> list[str]:
+    """Names of the files in configs/<kind>."""
+    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A config file as a nested dict; ConfigError names the file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold key: value pairs, got {type(values).__name__}")
+    try:
+        build(Config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return values
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """["a.b=1"] -> {"a": {"b": 1}}; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"a setting is given as key=value, got {text!r}")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key}: {value!r} is not a valid YAML value") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = merge(values, nested)
+    return values
+
+
+def load(
+    benchmark: str | None = None,
+    method: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+) -> Config:
+    """The resolved, checked configuration.  Raises ConfigError."""
+    given = parse_overrides(overrides)
+    from_file = read_yaml(file) if file else {}
+    benchmark = benchmark or given.get("benchmark") or from_file.get("benchmark") or "streets"
+    method = method or given.get("method") or from_file.get("method") or "spcl"
+    choose(benchmark, known("benchmarks"), "benchmark")
+    choose(method, known("methods"), "method")
+    values: dict[str, Any] = {}
+    for layer in (
+        read_yaml(CONFIGS / "methods" / f"{method}.yaml"),
+        read_yaml(CONFIGS / "benchmarks" / f"{benchmark}.yaml"),
+        from_file,
+        _expand(given),
+        {"benchmark": benchmark, "method": method},
+    ):
+        values = merge(values, _expand(layer))
+    config = build(Config, values)
+    config.check()
+    return config
+
+
+def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`model: tiny` is short for `model: {name: tiny}`; expanded before layers are merged."""
+    values = dict(values)
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The inverse of `Config.as_dict`."""
+    config = build(Config, values)
+    config.check()
+    return config
+
+
+def differences(one: Config, other: Config, *, operational: bool = False) -> list[str]:
+    """Lines "key: a -> b" of the settings that differ, operational ones left out by default."""
+    left, right = flatten(one.as_dict()), flatten(other.as_dict())
+    skip = set() if operational else operational_keys()
+    return [
+        f"{key}: {left.get(key)} -> {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key) and key not in skip
+    ]
+
+
+def operational_keys() -> set[str]:
+    """Dotted names of the settings that cannot change a result."""
+    keys = set()
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.type):
+            for inner in dataclasses.fields(section.type):
+                if inner.metadata.get("operational"):
+                    keys.add(f"{section.name}.{inner.name}")
+    return keys

@@ -1,0 +1,72 @@
+"""Where converted splits lie: <data>/<dataset>/<split>, `streets` made there on first use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from spcl.config import Config
+from spcl.data.shards import ShardSet
+from spcl.errors import DataError
+from spcl.methods import METHODS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STREETS = "streets/"
+
+
+def data_root(given: str | None) -> Path:
+    """--data, else $SPCL_DATA, else <repository>/data; absolute."""
+    return Path(given or os.environ.get("SPCL_DATA") or REPOSITORY / "data").resolve()
+
+
+def roles(config: Config) -> dict[str, tuple[str, str]]:
+    """role -> (dataset, split) of the data that a recipe reads."""
+    domains = {domain for name in config.stages for domain in METHODS[name].domains}
+    if config.model.target_statistics == "estimated":
+        domains.add("target")
+    sections = [name for name in ("source", "target") if name in domains] + ["evaluation"]
+    return {n: (getattr(config, n).dataset, getattr(config, n).split) for n in sections}
+
+
+def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
+    """The splits of a recipe by role; milliseconds.  DataError says what is missing or unfit."""
+    shards = {}
+    for role, (dataset, split) in roles(config).items():
+        if not dataset:
+            raise DataError(f"{role}.dataset is empty; the benchmark's file should name it")
+        shards[role] = ShardSet(root / dataset / split)
+    for role in ("source", "evaluation"):
+        if role in shards and not shards[role].labelled:
+            raise DataError(f"{role} data must be labelled, but {shards[role].folder} is not")
+    return shards
+
+
+def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> None:
+    """Render and convert `streets` where a recipe reads it and it is not there yet."""
+    wanted = {name for name, _ in roles(config).values() if name.startswith(STREETS)}
+    if not wanted:
+        return
+    from spcl.data.convert import convert
+    from spcl.data.streets import write_trees
+
+    c = config.streets
+    raw = root / "streets" / "raw"
+    if not (raw / "streets.json").is_file():
+        say(f"rendering the streets benchmark into {raw}")
+    write_trees(
+        raw,
+        world=c.world,
+        source_images=c.source_images,
+        target_images=c.target_images,
+        val_images=c.val_images,
+        height=c.size[0],
+        width=c.size[1],
+    )
+    for dataset, tree, name, split in (
+        ("gta5", "gta5", "streets/sim", "train"),
+        ("cityscapes", "cityscapes", "streets/real", "train"),
+        ("cityscapes", "cityscapes", "streets/real", "val"),
+    ):
+        out = root / name / split
+        if not (out / "manifest.json").is_file():
+            say(f"converting {name}/{split}")
+            convert(dataset, raw / tree, out, split=split, name=name)

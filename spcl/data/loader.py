@@ -1,0 +1,122 @@
+"""Two independent streams, source and target, read by step.
+
+`Steps[s]` is this rank's share of step s, a pure function of s, so a DataLoader over the remaining
+steps, with any number of workers, continues a run exactly.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from spcl.data.batch import Batch
+from spcl.data.sampling import ClassBalanced, Uniform, positions, stream_seed
+from spcl.data.shards import ShardSet
+from spcl.data.transforms import Augment, decode, decode_label
+
+
+class Labels(Protocol):
+    """Where a stream's labels come from: sample number -> (H, W) uint8 trainIds."""
+
+    def __call__(self, index: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """The ground truth in the shards: source domain only."""
+
+    shards: ShardSet
+
+    def __call__(self, index: int) -> torch.Tensor:
+        return decode_label(self.shards.label(index))
+
+
+@dataclass
+class Stream:
+    """One domain's samples in one stage."""
+
+    name: str  # "<stage>/<domain>"; part of every draw
+    shards: ShardSet
+    augment: Augment
+    labels: Labels | None
+    seed: int
+    class_balanced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.class_balanced:
+            contains = self.shards.class_pixels > 0
+            self.order = ClassBalanced(contains, self.seed, self.name + "/order")
+        else:
+            self.order = Uniform(len(self.shards), self.seed, self.name + "/order")
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "order"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def sample_id(self, position: int) -> str:
+        return self.shards.sample_ids[self.order(position)]
+
+    def sample(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The augmented image (3, H, W) and label (H, W) at a position of the stream."""
+        index = self.order(position)
+        image = decode(self.shards.image(index))
+        label = self.labels(index) if self.labels else None
+        return self.augment(image, label, stream_seed(self.seed, self.name, position))
+
+    def read(self, where: range) -> tuple[torch.Tensor, torch.Tensor | None]:
+        images, labels = zip(*(self.sample(p) for p in where), strict=True)
+        return torch.stack(images), None if labels[0] is None else torch.stack(labels)
+
+
+class Steps(Dataset):
+    """Step number -> this rank's Batch."""
+
+    def __init__(
+        self,
+        source: Stream | None,
+        target: Stream | None,
+        *,
+        batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        """batch counts the images per domain and step over all ranks."""
+        if batch % world_size:
+            raise ValueError(f"batch {batch} must be divisible by world size {world_size}")
+        self.source, self.target = source, target
+        self.batch, self.rank, self.world_size = batch, rank, world_size
+
+    def __getitem__(self, step: int) -> Batch:
+        where = positions(step, self.batch, self.rank, self.world_size)
+        source = self.source.read(where) if self.source else (None, None)
+        target = self.target.read(where) if self.target else (None, None)
+        return Batch(*source, *target)
+
+    def sample_ids(self, step: int) -> dict[str, list[str]]:
+        """What all ranks read at a step, for an error message."""
+        where = range(step * self.batch, (step + 1) * self.batch)
+        streams = {"source": self.source, "target": self.target}
+        return {name: [s.sample_id(p) for p in where] for name, s in streams.items() if s}
+
+    def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
+        """The batches of steps start .. stop-1, in order."""
+        loader = DataLoader(
+            self,
+            batch_size=None,  # an item is a batch already
+            sampler=range(start, stop),
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=4 if workers else None,
+        )
+        return iter(loader)
+
+
+def rank_indices(size: int, rank: int, world_size: int) -> np.ndarray:
+    """The images of a pass that a rank reads: strided, without padding."""
+    return np.arange(rank, size, world_size)

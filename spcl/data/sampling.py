@@ -1,0 +1,82 @@
+"""Which sample a position of a stream reads: pure functions of (seed, stream, position).
+
+A *stream* is an endless sequence of samples of one domain in one stage.  Step s of a run reads
+positions s*B .. s*B + B-1; rank r of W takes every W-th of them.  Nothing here knows a clock, a
+worker or a rank's history, so resuming is exact and the number of workers is a choice.
+"""
+
+import zlib
+from functools import lru_cache
+
+import numpy as np
+
+SUB_EPOCH = 3000  # draws after which the class-balanced counts start afresh (authors' code)
+RARITY_OFFSET = 1.01  # in 1 / ln(1.01 + share), authors' code
+
+
+def stream_seed(seed: int, stream: str, *position: int) -> list[int]:
+    """Entropy for numpy's default_rng: equal arguments give equal draws, on every machine."""
+    return [seed, zlib.crc32(stream.encode()), *position]
+
+
+def positions(step: int, batch: int, rank: int, world_size: int) -> range:
+    """The positions that `rank` reads at `step`; `batch` counts all ranks and is divisible."""
+    return range(step * batch + rank, (step + 1) * batch, world_size)
+
+
+class Uniform:
+    """Every sample once per epoch, each epoch in its own order."""
+
+    def __init__(self, size: int, seed: int, stream: str):
+        self.size = size
+        self._epoch = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng(stream_seed(seed, stream, epoch)).permutation(size)
+        )
+
+    def __call__(self, position: int) -> int:
+        epoch, offset = divmod(position, self.size)
+        return int(self._epoch(epoch)[offset])
+
+
+class ClassBalanced:
+    """Prefer images of the classes seen least so far in the sub-epoch (SPCL's source sampler)."""
+
+    def __init__(self, contains: np.ndarray, seed: int, stream: str):
+        """contains (N, K) bool: does image n show class k?  At least one must be True."""
+        self._sub_epoch = lru_cache(maxsize=2)(
+            lambda number: draw_sub_epoch(
+                contains, np.random.default_rng(stream_seed(seed, stream, number))
+            )
+        )
+
+    def __call__(self, position: int) -> int:
+        number, offset = divmod(position, SUB_EPOCH)
+        return int(self._sub_epoch(number)[offset])
+
+
+def class_weights(share: np.ndarray) -> np.ndarray:
+    """1 / ln(1.01 + r): 100.5 for a class not drawn yet, 1.43 for the only one drawn."""
+    return 1.0 / np.log(RARITY_OFFSET + share)
+
+
+def draw_sub_epoch(contains: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(SUB_EPOCH,) image indices.
+
+    Each draw picks a class by `class_weights` of its share of the class occurrences drawn so far,
+    then the next image of that class's shuffled list.
+    """
+    classes = np.flatnonzero(contains.any(axis=0))
+    if not len(classes):
+        raise ValueError("class-balanced sampling needs at least one labelled pixel, found none")
+    lists = [rng.permutation(np.flatnonzero(contains[:, k])) for k in classes]
+    present = contains[:, classes].astype(np.float64)
+    cursor = np.zeros(len(classes), np.int64)
+    drawn = np.zeros(len(classes))
+    chosen = np.empty(SUB_EPOCH, np.int64)
+    for i, u in enumerate(rng.random(SUB_EPOCH)):
+        weights = np.cumsum(class_weights(drawn / max(drawn.sum(), 1.0)))
+        k = min(int(np.searchsorted(weights, u * weights[-1], side="right")), len(classes) - 1)
+        chosen[i] = lists[k][cursor[k] % len(lists[k])]
+        cursor[k] += 1
+        drawn += present[chosen[i]]
+    return chosen

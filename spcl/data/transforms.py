@@ -1,0 +1,92 @@
+"""From encoded bytes to what the network reads: decode, resize, jitter, flip, scale, crop."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from spcl.data.labels import IGNORE_INDEX
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def decode(data: bytes, mode: ImageReadMode = ImageReadMode.RGB) -> Tensor:
+    """(3, H, W) uint8.  Check the bytes first: a flipped bit can crash the native decoder."""
+    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+
+
+def decode_label(data: bytes) -> Tensor:
+    """(H, W) uint8 trainIds."""
+    return decode(data, ImageReadMode.UNCHANGED)[0]
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)  # = Pillow's
+
+
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """NEAREST_EXACT takes the pixel that Pillow's NEAREST takes."""
+    if tuple(label.shape[-2:]) == size:
+        return label
+    return F.resize(label[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+def normalize(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> float32 with ImageNet's mean and deviation."""
+    return F.normalize(F.to_dtype(image, torch.float32, scale=True), IMAGENET_MEAN, IMAGENET_STD)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """The training transform of one domain.  Sizes are (height, width)."""
+
+    size: tuple[int, int]
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    flip: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def __call__(
+        self, image: Tensor, label: Tensor | None, entropy: list[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """image (3, h, w) uint8, label (H, W) uint8 of the same scene at any size.
+
+        Every draw comes from `entropy`, inside a forked RNG: the caller's stream is untouched.
+        """
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self._apply(image, label)
+
+    def _apply(self, image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        factor = float(torch.empty(()).uniform_(*self.scale)) if self.scale != (1.0, 1.0) else 1.0
+        size = (round(self.size[0] * factor), round(self.size[1] * factor))
+        image = resize_image(image, size)
+        if any(self.jitter):
+            image = v2.ColorJitter(*self.jitter)(image)
+        image = normalize(image)
+        if label is not None:
+            label = resize_label(label, size)
+        if self.flip and float(torch.rand(())) < self.flip:
+            image = F.horizontal_flip(image)
+            label = None if label is None else F.horizontal_flip(label)
+        return self._crop(image, label) if size != self.size else (image, label)
+
+    def _crop(self, image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A random window of `size`; where the scene is smaller, mean colour and ignored labels."""
+        height, width = self.size
+        missing = [0, 0, max(0, width - image.shape[-1]), max(0, height - image.shape[-2])]
+        image = F.pad(image, missing, fill=0.0)
+        top = int(torch.randint(image.shape[-2] - height + 1, ()))
+        left = int(torch.randint(image.shape[-1] - width + 1, ()))
+        image = F.crop(image, top, left, height, width)
+        if label is not None:
+            label = F.pad(label[None], missing, fill=IGNORE_INDEX)[0]
+            label = F.crop(label, top, left, height, width)
+        return image, label

@@ -1,0 +1,86 @@
+"""From a command line to runs: what `spcl.train` and `ray_jobs/train.py` do alike."""
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from spcl import cli
+from spcl.config import Config, known, load
+from spcl.data.catalog import data_root, open_data, prepare_streets
+from spcl.errors import ConfigError
+from spcl.methods import METHODS
+from spcl.models.segmentor import MODELS
+from spcl.recipe import open_run
+from spcl.results.store import RunFolder
+from spcl.results.tables import run_table, seeds_table
+from spcl.settings import digest
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run that was asked for."""
+
+    config: Config
+    data: Path
+    storage: Path
+    name: str
+
+    def open(self) -> RunFolder:
+        return open_run(self.config, self.storage, self.name)
+
+
+def requests(arguments: argparse.Namespace) -> list[Request]:
+    """The runs a command line asks for, checked as far as possible without starting anything."""
+    config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    check_batches(config, config.train.workers)
+    data, storage = data_root(arguments.data), cli.storage_root(arguments.storage)
+    prepare_streets(config, data, lambda text: print(text, file=sys.stderr, flush=True))
+    open_data(config, data)
+    seeds = cli.parse_seeds(arguments.seeds)
+    made = []
+    for seed in seeds or [config.seed]:
+        one = dataclasses.replace(config, seed=seed)
+        base = arguments.name or default_name(config)
+        name = f"{base}-s{seed}" if seeds or not arguments.name else base
+        made.append(Request(one, data, storage, name))
+    return made
+
+
+def default_name(config: Config) -> str:
+    plain = {k: v for k, v in config.as_dict().items() if k not in ("seed", "train")}
+    return f"{config.benchmark}-{config.method}-{digest(plain)[:8]}"
+
+
+def check_batches(config: Config, workers: int) -> None:
+    """A global batch is shared evenly by the workers, so that N workers equal one."""
+    for stage in config.stages:
+        batch = config.batch_of(stage)
+        if batch % workers:
+            raise ConfigError(
+                f"the batch of stage {stage!r} must be divisible by the workers, "
+                f"got batch {batch} and {workers} workers"
+            )
+
+
+def list_known() -> str:
+    lines = []
+    for kind in ("benchmarks", "methods"):
+        lines.append(f"{kind}: {', '.join(known(kind))}")
+    lines.append(f"stages: {', '.join(METHODS)}")
+    lines.append(f"models: {', '.join(MODELS)}")
+    return "\n".join(lines)
+
+
+def show_done(request: Request, run: RunFolder) -> None:
+    """The end of a run: its table and where everything is."""
+    print(f"\n{run.name}  (seed {request.config.seed})")
+    print(run_table(run.done))
+    print(f"outputs: {run.folder}  (panel.png, evaluations/, tensorboard/, metrics.jsonl)")
+
+
+def show_seeds(finished: list[RunFolder]) -> None:
+    if len(finished) > 1:
+        print(f"\nmean over {len(finished)} seeds, 95 % t interval, %")
+        print(seeds_table([run.done for run in finished]))

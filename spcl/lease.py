@@ -1,0 +1,94 @@
+"""One writer per run: a lease that names host and process and expires when its heart stops."""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from spcl import atomic
+from spcl.errors import UserError
+
+EXPIRES = 60.0  # seconds without a heartbeat
+HEARTBEAT = 10.0  # seconds
+
+
+class Lease:
+    """Context manager; raises UserError while another live process holds the folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "lease.json"
+        self._stop = threading.Event()
+        self._mine = {"host": socket.gethostname(), "pid": os.getpid()}
+
+    def __enter__(self) -> "Lease":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._take()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._read() == self._mine:
+            self.path.unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        """Create the lease where there is none; of two processes at once, one succeeds."""
+        fresh = self.path.with_name(f"lease-{uuid.uuid4().hex}.tmp")
+        fresh.write_text(json.dumps(self._mine))
+        try:
+            self._drop_expired(fresh)
+            os.link(fresh, self.path)  # fails where the path exists, unlike a rename
+        except FileExistsError:
+            holder = self._read() or {"pid": "?", "host": "another host"}
+            raise UserError(
+                f"the run {self.path.parent.name!r} is being written by process {holder['pid']} on "
+                f"{holder['host']}; wait for it, stop it, or choose another --name"
+            ) from None
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def _drop_expired(self, fresh: Path) -> None:
+        if self.path.exists() and not self._holder():
+            grave = fresh.with_suffix(".old")
+            try:
+                os.rename(self.path, grave)  # of two who try, one moves it
+            except FileNotFoundError:
+                return
+            grave.unlink()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            try:
+                os.utime(self.path)
+            except OSError:
+                atomic.write_json(self.path, self._mine)
+
+    def _read(self) -> dict | None:
+        try:
+            return json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _holder(self) -> dict | None:
+        """Who holds the lease now; None when nobody alive does."""
+        holder = self._read()
+        if holder is None:
+            return None
+        dead = holder["host"] == self._mine["host"] and not _alive(holder["pid"])
+        age = time.time() - self.path.stat().st_mtime
+        return None if dead or age > EXPIRES else holder
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,66 @@
+"""Output-space adversarial adaptation (AdaptSegNet, single level): SPCL's warm-up.
+
+Source: Tsai et al. 2018, arXiv:1802.10349; weight and critic rate as in SPCL's warm-up.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.func import functional_call
+
+from spcl.data.batch import Batch
+from spcl.losses.adversarial import bce_to
+from spcl.losses.segmentation import cross_entropy, upsample
+from spcl.methods.base import Method, StageConfig, Term
+from spcl.models.critic import Critic
+from spcl.models.segmentor import Segmentor
+from spcl.settings import setting
+
+SOURCE, TARGET = 0.0, 1.0  # what the critic should say
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(StageConfig):
+    weight: float = setting(1e-3, "authors' code: lambda_adv", low=0.0)
+    critic_learning_rate: float = setting(1e-4, "authors' code: Adam", low=0.0)
+    critic_width: int = setting(64, "AdaptSegNet: channels of the first layer", low=1)
+
+
+class Adversarial(Method):
+    """The critic tells source from target predictions; the segmentor makes target look like source.
+
+    Both players share one backward: the segmentor is judged by the critic with detached
+    parameters, the critic is trained on detached predictions.
+    """
+
+    Config = AdversarialConfig
+    title = "warm-up"
+
+    def __init__(self, segmentor: Segmentor, config: AdversarialConfig):
+        super().__init__(segmentor, config)
+        self.critic = Critic(segmentor.num_classes, width=config.critic_width)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+        source = self.segmentor(batch.source_image, "source").logits
+        target = self.segmentor(batch.target_image, "target").logits
+        source_map = upsample(source, batch.source_image.shape[-2:]).softmax(1)
+        target_map = upsample(target, batch.target_image.shape[-2:]).softmax(1)
+
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        judged = functional_call(self.critic, frozen, target_map)
+        on_source = bce_to(self.critic(source_map.detach()), SOURCE)
+        on_target = bce_to(self.critic(target_map.detach()), TARGET)
+        return {
+            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+            "adversarial": Term(*bce_to(judged, SOURCE), self.config.weight),
+            "critic_source": Term(*on_source, 0.5),
+            "critic_target": Term(*on_target, 0.5),
+        }
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        critic = torch.optim.Adam(
+            self.critic.parameters(),
+            lr=self.config.critic_learning_rate,
+            betas=(0.9, 0.99),  # AdaptSegNet
+        )
+        return [*super().optimizers(), critic]

@@ -1,0 +1,84 @@
+"""The contract between the trainer and a method, and the schedule every method shares.
+
+A method is one `nn.Module` in one DDP wrapper: one forward, one backward for all players.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spcl.data.batch import Batch
+from spcl.models.segmentor import Segmentor
+from spcl.settings import setting
+
+
+class Term(NamedTuple):
+    """One named loss on this rank: the trainer turns it into weight * global sum / global count."""
+
+    sum: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """The optimisation of one training stage.  Defaults: SPCL's authors' code, adaptation stage."""
+
+    steps: int = setting(40_000, "authors' code: stop at 40000", low=0)
+    horizon: int = setting(62_500, "authors' code: poly schedule's end, apart from the stop", low=1)
+    learning_rate: float = setting(2.5e-4, "authors' code: backbone", low=0.0)
+    head_multiplier: float = setting(10.0, "authors' code: classifier at 10x", low=0.0)
+    momentum: float = setting(0.9, "authors' code", low=0.0, below=1.0)
+    weight_decay: float = setting(5e-4, "authors' code", low=0.0)
+    poly_power: float = setting(0.9, "authors' code", low=0.0)
+    batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
+    scale: tuple[float, float] = setting((1.0, 1.0), "paper: no random scale here", low=0.1)
+
+
+class Method(nn.Module):
+    """What differs between methods.  Sub-classes set the class attributes and `forward`."""
+
+    Config: ClassVar[type[StageConfig]] = StageConfig
+    #: What the network is called in a table after this stage.
+    title: ClassVar[str] = ""
+    #: What the stage reads besides images: of "checkpoint", "prototypes", "predictions".
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: The streams the loader must open, of "source" (with labels) and "target" (without).
+    domains: ClassVar[tuple[str, ...]] = ("source", "target")
+    #: Raised when the same settings would give other results than before; enters the stage's key.
+    version: ClassVar[int] = 1
+
+    def __init__(self, segmentor: Segmentor, config: StageConfig):
+        super().__init__()
+        self.segmentor = segmentor
+        self.config = config
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, image: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of target images (B, 3, H, W), with the target's statistics."""
+        return self.segmentor(image, "target").logits
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """SGD on the segmentor, the head at `head_multiplier` times the backbone's rate."""
+        c, groups = self.config, self.segmentor.parameter_groups()
+        rates = {"backbone": c.learning_rate, "head": c.learning_rate * c.head_multiplier}
+        return [
+            torch.optim.SGD(
+                [{"params": groups[name], "lr": rate} for name, rate in rates.items()],
+                momentum=c.momentum,
+                weight_decay=c.weight_decay,
+            )
+        ]
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimizers' step: teachers and the like."""
+
+
+def poly_factor(step: int, horizon: int, power: float) -> float:
+    """What multiplies the learning rate at `step`: (1 - step / horizon) ** power, never negative."""
+    return max(0.0, 1.0 - step / horizon) ** power

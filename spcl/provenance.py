@@ -1,0 +1,83 @@
+"""What a number came from: code, data, settings, hardware; and that all ranks agree on it."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spcl import distributed
+from spcl.config import Config
+from spcl.data.shards import ShardSet
+from spcl.errors import UserError
+from spcl.stages import Stage
+
+
+def describe(
+    config: Config, stages: Sequence[Stage], data: Mapping[str, ShardSet], name: str
+) -> dict[str, Any]:
+    """The run's manifest: what ran, on what, and how its checkpoint was chosen."""
+    cuda = torch.cuda.is_available()
+    return {
+        "name": name,
+        "benchmark": config.benchmark,
+        "method": config.method,
+        "seed": config.seed,
+        "stages": [{"title": s.title, "kind": s.kind, "key": s.key} for s in stages],
+        "data": {
+            role: {"name": s.name, "fingerprint": s.fingerprint, "samples": len(s)}
+            for role, s in data.items()
+        },
+        "selection": config.selection,
+        "label_budget": 0,  # labelled target images used
+        "protocol": config.evaluation.protocol,
+        "code": code_version(),
+        "commit": commit(),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+            "cores": os.cpu_count(),
+            "workers": distributed.world_size(),
+            "threads": config.train.threads,
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "started": time.time(),
+    }
+
+
+def agree(**values: str) -> None:
+    """Raise UserError on every rank unless all ranks hold the same values."""
+    everyone = distributed.gather(values)
+    for rank, other in enumerate(everyone):
+        for what, value in other.items():
+            if value != everyone[0][what]:
+                raise UserError(
+                    f"every rank must run the same job, but rank {rank} has another {what} "
+                    f"({value}) than rank 0 ({everyone[0][what]})"
+                )
+
+
+@cache
+def code_version() -> str:
+    """sha256 over spcl's sources: says which code ran, in a git checkout or out of it."""
+    root = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of the checkout, where there is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

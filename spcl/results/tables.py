@@ -1,0 +1,56 @@
+"""Tables of finished runs, for people.  Needs no torch."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def run_table(summary: dict[str, Any]) -> str:
+    """Per-class IoU and means of each stage of one run; percent."""
+    rows = summary["table"]
+    means = list(rows[0]["means"])
+    width = max(len(name) for name in [*summary["classes"], *means]) + 2
+    head = " " * width + "".join(f"{row['title']:>14}" for row in rows)
+    lines = [head, "-" * len(head)]
+    for index, name in enumerate(summary["classes"]):
+        lines.append(f"{name:<{width}}" + "".join(_cell(row["iou"][index]) for row in rows))
+    lines.append("-" * len(head))
+    for name in means:
+        lines.append(f"{name:<{width}}" + "".join(_cell(r["means"][name]["value"]) for r in rows))
+    counts = ", ".join(f"{name} over {rows[0]['means'][name]['classes']} classes" for name in means)
+    lines.append(
+        f"IoU in %, {summary['images']} images, protocol {summary['protocol']} ({counts}); "
+        f"checkpoint: {summary['selection']}"
+    )
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-' if value is None else f'{100 * value:.1f}':>14}"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % t interval over seeds; None for a single value."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, None
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+
+
+def seeds_table(summaries: Sequence[dict[str, Any]]) -> str:
+    """Each stage's means over seeds, with 95 % t intervals."""
+    lines = []
+    for index, row in enumerate(summaries[0]["table"]):
+        for name in row["means"]:
+            values = [100 * s["table"][index]["means"][name]["value"] for s in summaries]
+            mean, half = interval(values)
+            spread = "no interval: one seed" if half is None else f"± {half:.1f}"
+            each = " ".join(f"{v:.1f}" for v in values)
+            lines.append(f"{row['title']:<14}{name:<11}{mean:6.1f} {spread:<8}  seeds: {each}")
+    return "\n".join(lines)

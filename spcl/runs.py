@@ -1,0 +1,106 @@
+"""What ran, is it done, what does it cost on disk: `python -m spcl.runs ls|show|rm`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spcl import cli
+from spcl.errors import UserError
+from spcl.lease import Lease
+from spcl.results.store import RunFolder, runs
+from spcl.results.tables import run_table
+from spcl.settings import choose
+
+EXAMPLE = """examples:
+  python -m spcl.runs ls
+  python -m spcl.runs show demo
+  python -m spcl.runs rm demo
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m spcl.runs",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("ls", help="every run, a line each")
+    for name, text in (("show", "one run's table and provenance"), ("rm", "remove a run's folder")):
+        commands.add_parser(name, help=text).add_argument("run")
+    arguments = parser.parse_args(argv)
+    storage = cli.storage_root(arguments.storage)
+    if arguments.command == "ls":
+        print(list_runs(storage))
+        return 0
+    run = find(storage, arguments.run)
+    if arguments.command == "show":
+        print(show(run))
+    else:
+        with Lease(run.folder):
+            size = run.bytes
+        run.remove()
+        print(f"removed {run.folder} ({_size(size)}); shared artefacts stay in {storage}/artefacts")
+    return 0
+
+
+def find(storage: Path, name: str) -> RunFolder:
+    found = {run.name: run for run in runs(storage)}
+    if not found:
+        raise UserError(f"there are no runs in {storage}; give --storage DIR, or train one first")
+    return found[choose(name, found, "run")]
+
+
+def state(run: RunFolder) -> str:
+    if run.done:
+        return "done"
+    return "failed" if run.failed else "unfinished"
+
+
+def list_runs(storage: Path) -> str:
+    lines = [f"{'run':<40}{'state':<12}{'mIoU':>7}{'disk':>10}"]
+    for run in runs(storage):
+        done = run.done
+        score = "-"
+        if done:
+            first = next(iter(done["table"][-1]["means"].values()))
+            score = f"{100 * first['value']:.1f}"
+        lines.append(f"{run.name:<40}{state(run):<12}{score:>7}{_size(run.bytes):>10}")
+    shared = RunFolder(storage / "artefacts")
+    if shared.folder.is_dir():
+        lines.append(f"{'(shared artefacts)':<59}{_size(shared.bytes):>10}")
+    return "\n".join(lines)
+
+
+def show(run: RunFolder) -> str:
+    lines = [f"{run.name}: {state(run)}, {run.folder}"]
+    manifest = run.manifest
+    if manifest:
+        for key in ("benchmark", "method", "seed", "selection", "label_budget", "code", "commit"):
+            lines.append(f"  {key}: {manifest[key]}")
+        for role, data in manifest["data"].items():
+            lines.append(
+                f"  {role}: {data['name']}, {data['samples']} images, {data['fingerprint'][:16]}"
+            )
+        hardware = ", ".join(f"{k} {v}" for k, v in manifest["hardware"].items())
+        lines.append(f"  hardware: {hardware}")
+    if run.failed:
+        lines.append(f"  failed: {run.failed['error']}")
+    if run.done:
+        lines.append(run_table(run.done))
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main))

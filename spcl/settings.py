@@ -1,0 +1,189 @@
+"""Typed, strict settings: frozen dataclasses built from nested mappings.
+
+This file knows nothing of segmentation; `spcl.config` says which settings exist.  A setting states
+where its default comes from and whether it is *scientific* (it can change a result, so it enters a
+stage's key) or *operational* (workers, intervals: it can't).
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from spcl.errors import ConfigError
+
+
+def setting(
+    default: Any,
+    origin: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: tuple | None = None,
+    operational: bool = False,
+) -> Any:
+    """A dataclass field.  `origin`: "paper", "authors' code", "ours: why".
+
+    low and high are inclusive bounds, `below` an exclusive upper one.
+    """
+    metadata = {
+        "origin": origin,
+        "low": low,
+        "high": high,
+        "below": below,
+        "choices": choices,
+        "operational": operational,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Make a `section` dataclass; ConfigError on an unknown key or an unusable value."""
+    hints = typing.get_type_hints(section)
+    known = {field.name: field for field in dataclasses.fields(section)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown_key(prefix + str(key), [prefix + name for name in known])
+        arguments[key] = _convert(value, hints[key], prefix + key, known[key])
+    return section(**arguments)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    known = sorted(known)
+    close = difflib.get_close_matches(key, known, 1, 0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ConfigError(f"setting {key!r} is unknown; {hint}known here: {', '.join(known)}")
+
+
+def choose(name: str, known: Iterable[str], what: str) -> str:
+    """Return `name`, or raise a ConfigError that names the nearest known one."""
+    known = list(known)
+    if name in known:
+        return name
+    close = difflib.get_close_matches(str(name), known, 1, 0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigError(f"{what} {name!r} is unknown; {hint}known: {', '.join(known)}")
+
+
+def _convert(value: Any, kind: Any, key: str, field: dataclasses.Field) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, str) and any(f.name == "name" for f in dataclasses.fields(kind)):
+            value = {"name": value}  # model=tiny is short for model.name=tiny
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key} is a section; expected key: value pairs, got {value!r}")
+        return build(kind, value, key + ".")
+    try:
+        converted = _as(value, kind)
+    except (TypeError, ValueError):
+        name = getattr(kind, "__name__", str(kind))
+        raise ConfigError(f"{key} must be of type {name}, got {value!r}") from None
+    _check_range(converted, key, field)
+    return converted
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """Convert one value to its declared type; YAML reads 1e-3 as a string."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _as(value, next(a for a in typing.get_args(kind) if a is not type(None)))
+    if origin is tuple:
+        parts = typing.get_args(kind)
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(value)
+        value = list(value)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return tuple(_as(item, parts[0]) for item in value)
+        if len(value) != len(parts):
+            raise ValueError(value)
+        return tuple(_as(item, part) for item, part in zip(value, parts, strict=True))
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise TypeError(value)
+        return value
+    if kind is int:
+        if isinstance(value, bool) or float(value) != int(float(value)):
+            raise TypeError(value)
+        return int(float(value)) if isinstance(value, str) else int(value)
+    if kind is float:
+        if isinstance(value, bool) or not math.isfinite(float(value)):
+            raise TypeError(value)
+        return float(value)
+    if not isinstance(value, kind):
+        raise TypeError(value)
+    return value
+
+
+def _check_range(value: Any, key: str, field: dataclasses.Field) -> None:
+    meta = field.metadata
+    if meta.get("choices") and value not in meta["choices"]:
+        choose(value, meta["choices"], key)
+    if value is None:
+        return
+    low, high, below = meta.get("low"), meta.get("high"), meta.get("below")
+    for item in value if isinstance(value, tuple) else (value,):
+        if not isinstance(item, (int, float)):
+            continue
+        if low is not None and item < low:
+            raise ConfigError(f"{key} must be at least {low}, got {item}")
+        if high is not None and item > high:
+            raise ConfigError(f"{key} must be at most {high}, got {item}")
+        if below is not None and item >= below:
+            raise ConfigError(f"{key} must be below {below}, got {item}")
+
+
+def scientific(section: Any) -> dict[str, Any]:
+    """The settings of a section that can change a result and differ from their default.
+
+    Leaving defaults out keeps the keys of old artefacts valid when a setting is added.
+    """
+    chosen = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            inner = scientific(value)
+            if inner:
+                chosen[field.name] = inner
+        elif not field.metadata.get("operational") and value != field.default:
+            chosen[field.name] = list(value) if isinstance(value, tuple) else value
+    return chosen
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` overlaid by `other`, section by section."""
+    merged = dict(base)
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,151 @@
+"""A recipe as a graph of stages, each named by what determines its result.
+
+A stage's key is the sha256 of canonical JSON of its kind and version, the scientific settings it
+reads (where they differ from the default), the seed, the fingerprints of its data and the keys of
+its inputs.  Equal keys mean equal results, so runs, sweeps and searches share stages.  Pure: this
+file reads no data and starts nothing.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spcl.config import Config
+from spcl.methods import METHODS
+from spcl.settings import digest, scientific
+
+#: Raised when a pass would give other results than before for the same settings.
+PASS_VERSIONS = {"prototypes": 1, "predictions": 1, "statistics": 1, "evaluation": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One artefact to be made.  kind: "train" or one of PASS_VERSIONS."""
+
+    kind: str
+    title: str  # unique within a recipe; for people
+    method: str | None  # of a training stage
+    version: int
+    seed: int
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]  # role -> fingerprint
+    inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
+
+    @cached_property
+    def key(self) -> str:
+        return digest(
+            {
+                "stage": f"train/{self.method}" if self.method else self.kind,
+                "version": self.version,
+                "seed": self.seed,
+                "settings": self.settings,
+                "data": self.data,
+                "inputs": {role: stage.key for role, stage in self.inputs.items()},
+            }
+        )
+
+    @property
+    def folder(self) -> str:
+        """Name of the artefact's folder."""
+        return f"{self.title.replace(' ', '-')}-{self.key[:16]}"
+
+
+def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
+    """The stages of a recipe in the order they run: every evaluation after the last training.
+
+    data: fingerprints of the "source", "target" and "evaluation" splits.
+    """
+    network = _network_settings(config)
+    stages: list[Stage] = []
+
+    def add(
+        kind: str, title: str, settings: dict, roles: tuple[str, ...], **inputs: Stage
+    ) -> Stage:
+        method = title if kind == "train" else None
+        version = METHODS[title].version if kind == "train" else PASS_VERSIONS[kind]
+        fingerprints = {role: data[role] for role in roles}
+        stage = Stage(
+            kind, title, method, version, config.seed, settings, fingerprints, dict(inputs)
+        )
+        stages.append(stage)
+        return stage
+
+    trained: list[Stage] = []
+    for name in config.stages:
+        method = METHODS[name]
+        inputs = {"checkpoint": trained[-1]} if trained else {}
+        if "prototypes" in method.needs:
+            inputs["prototypes"] = add(
+                "prototypes",
+                f"prototypes of {trained[-1].title}",
+                _without_empty(
+                    network=network,
+                    size=list(config.source.size),
+                    init=config.of(name).init,
+                    source_mask=config.of(name).source_mask,
+                ),
+                ("source",),
+                checkpoint=trained[-1],
+            )
+        if "predictions" in method.needs:
+            inputs["predictions"] = add(
+                "predictions",
+                f"predictions of {trained[-1].title}",
+                _without_empty(network=network, size=list(config.target.size)),
+                ("target",),
+                checkpoint=trained[-1],
+            )
+        settings = _without_empty(
+            network=network,
+            train=scientific(config.train) | {"batch": config.batch_of(name)},
+            method=scientific(config.of(name)),
+            pseudo_label=scientific(config.pseudo_label) if "predictions" in method.needs else {},
+            **{role: _stream_settings(getattr(config, role)) for role in method.domains},
+        )
+        trained.append(add("train", name, settings, method.domains, **inputs))
+
+    estimated = config.model.target_statistics == "estimated"
+    for stage in list(trained):
+        scored = stage
+        if estimated:
+            scored = add(
+                "statistics",
+                f"statistics of {stage.title}",
+                _without_empty(network=network, size=list(config.target.size)),
+                ("target",),
+                checkpoint=stage,
+            )
+        add(
+            "evaluation",
+            f"evaluation of {stage.title}",
+            _without_empty(
+                network=network,
+                size=list(config.evaluation.size),
+                protocol=config.evaluation.protocol,
+            ),
+            ("evaluation",),
+            checkpoint=scored,
+        )
+    return stages
+
+
+def _without_empty(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value != {}}
+
+
+def _stream_settings(section: Any) -> dict[str, Any]:
+    # The data's fingerprint says which samples; where they lie says nothing more.
+    chosen = scientific(section)
+    return {k: v for k, v in chosen.items() if k not in ("dataset", "split")}
+
+
+def _network_settings(config: Config) -> dict[str, Any]:
+    chosen = scientific(config.model)
+    chosen.pop("target_statistics", None)  # an evaluation option
+    chosen["norm"], chosen["weights"] = config.norm, config.weights
+    if Path(config.weights).is_file():  # a file is what it holds, not where it lies
+        chosen["weights"] = hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()
+    return chosen

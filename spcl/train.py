@@ -1,0 +1,110 @@
+"""Run a recipe without Ray: plain Python, or `torchrun -m spcl.train` for several processes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from spcl import cli, distributed, launch
+from spcl.config import Train
+from spcl.errors import UserError
+from spcl.launch import Request
+from spcl.lease import Lease
+from spcl.recipe import Recipe
+from spcl.results.store import RunFolder
+from spcl.telemetry import LiveLine, Telemetry
+from spcl.trainer import Report, Surroundings
+
+EXAMPLE = """example:
+  python -m spcl.train --benchmark streets --method spcl --seeds 0..4
+  torchrun --nproc-per-node 2 -m spcl.train --benchmark streets spcl.contrast_weight=0
+"""
+
+
+def choose_device(train: Train, local_rank: int) -> torch.device:
+    """This process's device.  UserError where cuda is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if train.device == "cuda" and not available:
+        raise UserError("train.device=cuda needs a GPU, but torch sees none; use train.device=cpu")
+    if train.device == "cpu" or not available:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def run_on_rank(
+    request: Request, device: torch.device, report: Report, live: LiveLine | None = None
+) -> dict:
+    """Run one request in a process group that exists already (or alone); returns the summary."""
+    run = RunFolder(request.storage / request.name)
+    telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
+    try:
+        around = Surroundings(device, telemetry, report)
+        return Recipe(request.config, request.data, run, around)()
+    finally:
+        telemetry.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m spcl.train",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_run_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        print(launch.list_known())
+        return 0
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if "WORLD_SIZE" in os.environ:  # torchrun
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        return _run(arguments, local_rank)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _run(arguments: argparse.Namespace, local_rank: int) -> int:
+    first = distributed.rank() == 0
+    if not first:
+        distributed.barrier()  # rank 0 makes data and folders before the others look
+    asked = launch.requests(arguments)
+    if first:
+        distributed.barrier()
+    for request in asked:
+        launch.check_batches(request.config, distributed.world_size())
+    if arguments.dry_run:
+        if first:
+            from spcl.dry_run import describe
+
+            print(describe(asked[0], distributed.world_size()))
+        return 0
+    finished = []
+    for request in asked:
+        run = request.open() if first else RunFolder(request.storage / request.name)
+        finished.append(run)
+        if distributed.gather(run.done is not None)[0]:
+            if first:
+                print(f"{run.name} is finished already")
+                launch.show_done(request, run)
+            continue
+        device = choose_device(request.config.train, local_rank)
+        if first:
+            with Lease(run.folder):
+                run_on_rank(request, device, lambda metrics: None, LiveLine())
+            launch.show_done(request, run)
+        else:
+            run_on_rank(request, device, lambda metrics: None)
+    if first:
+        launch.show_seeds(finished)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main))

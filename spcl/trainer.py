@@ -1,0 +1,226 @@
+"""The loop.  Every training stage of every method runs through `fit`; there is no other.
+
+What all runs do is here, in order; what differs between methods is in the method.  `report` is the
+one seam through which a cluster (Ray Train) hears of progress.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spcl import checkpoint, distributed
+from spcl.checkpoint import Checkpoints
+from spcl.config import Train
+from spcl.data.batch import Batch
+from spcl.data.loader import Steps
+from spcl.errors import UserError
+from spcl.evaluate import batch_confusion
+from spcl.methods.base import Method, StageConfig, Term, poly_factor
+from spcl.metrics import mean_iou
+from spcl.panels import training_panel
+from spcl.telemetry import Telemetry
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainingError(UserError):
+    """Training cannot go on: a loss is not finite."""
+
+
+@dataclass
+class Surroundings:
+    """Where a stage runs and whom it tells; the same for all stages of a run."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    telemetry: Telemetry = field(default_factory=lambda: Telemetry(None))
+    report: Report = lambda metrics: None
+
+
+def fit(
+    name: str,
+    method: Method,
+    data: Steps,
+    train: Train,
+    checkpoints: Checkpoints,
+    around: Surroundings,
+) -> None:
+    """Train `method` for its configured steps, from the newest checkpoint if there is one."""
+    stage: StageConfig = method.config
+    device = around.device
+    method.to(device).train()
+    optimizers = method.optimizers()
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    start = _resume(name, method, optimizers, checkpoints, around)
+    wrapped = wrap(method)
+    window = Window(device)
+
+    for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
+        with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
+            terms = wrapped(batch, step)
+        loss, counts = total(terms)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if train.clip_norm:
+            nn.utils.clip_grad_norm_(method.parameters(), train.clip_norm)
+        _schedule(optimizers, rates, poly_factor(step, stage.horizon, stage.poly_power))
+        for optimizer in optimizers:
+            optimizer.step()
+        method.after_step(step)
+        window.add(step, terms, counts, loss)
+
+        done = step + 1
+        last = done == stage.steps
+        save = last or done % train.checkpoint_every == 0
+        if save or done % train.log_every == 0:
+            losses, rate = window.read(data, name)  # raises where a loss was not finite
+            around.telemetry.write(
+                name,
+                done,
+                stage.steps,
+                losses=losses,
+                learning_rate=optimizers[0].param_groups[0]["lr"],
+                images_per_second=rate * data.batch,
+                eta_seconds=(stage.steps - done) / rate,
+                **_source_miou(method, batch, around),
+            )
+        if done % train.panel_every == 0 and distributed.rank() == 0:
+            around.telemetry.panel(name, done, _panel(method, batch))
+        if save:
+            if distributed.rank() == 0:
+                checkpoints.save(done, _state(method, optimizers, done))
+            around.report({"stage": name, "step": done})
+    method.eval()
+
+
+def wrap(method: Method) -> nn.Module:
+    """One DDP wrapper around the whole method; the method itself in a single process."""
+    if distributed.world_size() == 1:
+        return method
+    options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    if next(method.parameters()).is_cuda:
+        options["device_ids"] = [torch.cuda.current_device()]
+    return DistributedDataParallel(method, **options)
+
+
+def total(terms: dict[str, Term]) -> tuple[Tensor, Tensor]:
+    """The loss to differentiate and the global counts (one per term).
+
+    All counts travel in one all-reduce.  DDP averages gradients over ranks, so local sums are
+    multiplied by the world size: N ranks then equal one.
+    """
+    counts = torch.stack([term.count.detach().double() for term in terms.values()])
+    counts = distributed.all_reduce(counts)
+    world = distributed.world_size()
+    scales = world / counts.clamp(min=1)
+    losses = [
+        t.weight * t.sum * s.to(t.sum.dtype) for t, s in zip(terms.values(), scales, strict=True)
+    ]
+    return torch.stack(losses).sum(), counts
+
+
+class Window:
+    """Running sums between two log lines, on the device: no host sync until they are read."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.steps = 0
+        self.started = time.perf_counter()
+
+    def add(self, step: int, terms: dict[str, Term], counts: Tensor, loss: Tensor) -> None:
+        sums = torch.stack([term.sum.detach().double() for term in terms.values()])
+        pair = torch.stack([sums, counts.to(sums.device) / distributed.world_size()])
+        self.sums = pair if self.sums is None else self.sums + pair
+        self.names = list(terms)
+        self.steps += 1
+        bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+
+    def read(self, data: Steps, stage: str) -> tuple[dict[str, float], float]:
+        """Mean of each term over the window and all ranks, and steps per second; then clear."""
+        sums = distributed.all_reduce(self.sums)
+        worst = max(distributed.gather(int(self.first_bad)))
+        if worst >= 0:
+            ids = "; ".join(f"{k}: {', '.join(v)}" for k, v in data.sample_ids(worst).items())
+            raise TrainingError(
+                f"the loss of stage {stage!r} must stay finite, but it was not at step {worst} "
+                f"(samples {ids}); lower {stage}.learning_rate or look at these samples"
+            )
+        values = (sums[0] / sums[1].clamp(min=1)).tolist()
+        losses = dict(zip(self.names, values, strict=True))
+        rate = self.steps / max(time.perf_counter() - self.started, 1e-9)
+        self._clear()
+        return losses, rate
+
+
+def _batches(
+    data: Steps, start: int, stop: int, train: Train, device: torch.device
+) -> Iterator[Batch]:
+    cuda = device.type == "cuda"
+    for batch in data.batches(start, stop, train.loader_workers, pin=cuda):
+        yield batch.to(device, train.channels_last)
+
+
+def _schedule(optimizers: list, rates: list[list[float]], factor: float) -> None:
+    for optimizer, base in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor
+
+
+def _state(method: Method, optimizers: list, step: int) -> dict[str, Any]:
+    return {
+        "schema": checkpoint.SCHEMA,
+        "step": step,
+        "method": method.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+
+
+def _resume(
+    name: str, method: Method, optimizers: list, checkpoints: Checkpoints, around: Surroundings
+) -> int:
+    """Load the newest checkpoint into everything; returns the first step still to do.
+
+    Rank 0 chooses the file and says so: ranks must not pick different ones.
+    """
+    path = distributed.gather(checkpoints.newest() if distributed.rank() == 0 else None)[0]
+    if path is None:
+        return 0
+    state = checkpoint.load(path, around.device)
+    method.load_state_dict(state["method"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    around.telemetry.message(f"{name}: resumed at step {state['step']}")
+    return state["step"]
+
+
+@torch.no_grad()
+def _source_miou(method: Method, batch: Batch, around: Surroundings) -> dict[str, float]:
+    """mIoU on this step's source images: a sign of life, not a result.  Rank 0's share only."""
+    if batch.source_image is None or distributed.rank() != 0:
+        return {}
+    method.eval()
+    logits = method.segmentor(batch.source_image, "source").logits
+    method.train()
+    confusion = batch_confusion(logits, batch.source_label).sum(0)
+    return {"source_miou": mean_iou(confusion.cpu().numpy())[0]}
+
+
+@torch.no_grad()
+def _panel(method: Method, batch: Batch) -> np.ndarray:
+    method.eval()
+    picture = training_panel(method, batch)
+    method.train()
+    return picture
