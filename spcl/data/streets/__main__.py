@@ -1,0 +1,93 @@
+"""Command line of the embedded benchmark: write its trees, or a sheet to look at."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from spcl.data.labels import colorize
+from spcl.data.streets.domains import DOMAINS
+from spcl.data.streets.render import render
+from spcl.data.streets.trees import write_trees
+from spcl.errors import DataError, UserError
+
+PREVIEW_SCENES = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 on a user's mistake."""
+    args = _parser().parse_args(arguments)
+    try:
+        width, height = _size(args.size)
+        if not (args.out or args.preview):
+            raise DataError("nothing to do: give --out DIR, --preview FILE.png, or both")
+        if args.out:
+            write_trees(
+                args.out,
+                world=args.world,
+                source_images=args.source_images,
+                target_images=args.target_images,
+                val_images=args.val_images,
+                height=height,
+                width=width,
+                progress=_show,
+            )
+            print(f"streets, world {args.world}: {args.out}")
+        if args.preview:
+            args.preview.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(contact_sheet(args.world, height, width)).save(args.preview)
+            print(f"preview: {args.preview}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def contact_sheet(world: int, height: int, width: int) -> np.ndarray:
+    """One scene per row: sim image, sim label, real image, real label; (H, W, 3) uint8."""
+    rows = []
+    for index in range(PREVIEW_SCENES):
+        row = []
+        for domain in DOMAINS:
+            image, train_ids = render(world, domain, "train", index, height, width)
+            row += [image, colorize(train_ids)]
+        rows.append(np.concatenate(row, axis=1))
+    return np.concatenate(rows)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise DataError(f"--size must be WIDTHxHEIGHT, such as 128x64, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _show(done: int, total: int) -> None:
+    """A line that rewrites itself; in a log, ten lines."""
+    live = sys.stderr.isatty()
+    if live or done == total or done % max(1, total // 10) == 0:
+        end = "\r" if live and done < total else "\n"
+        print(f"{done}/{total} images", end=end, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m spcl.data.streets",
+        description="Render the embedded street benchmark: a GTA5 tree and a Cityscapes tree.",
+        epilog="example: python -m spcl.data.streets --out data/streets/raw --preview sheet.png",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write the trees to")
+    parser.add_argument("--world", type=int, default=0, help="0 benchmark (default), 1 calibration")
+    parser.add_argument("--source-images", type=int, default=600, metavar="N")
+    parser.add_argument("--target-images", type=int, default=600, metavar="N")
+    parser.add_argument("--val-images", type=int, default=200, metavar="N")
+    parser.add_argument("--size", default="128x64", metavar="WxH", help="pixels (default 128x64)")
+    parser.add_argument("--preview", type=Path, metavar="FILE.png", help="write a contact sheet")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
