@@ -1,0 +1,182 @@
+"""Batch normalisation for two domains and many ranks, and the frozen kind.
+
+Both read the state of an `nn.BatchNorm2d`.  Letters: B batch, C channels, h w grid.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spcl import distributed
+from spcl.precision import at_least_float32
+
+DOMAINS = ("source", "target")
+_OVER = (0, 2, 3)  # what moments are taken over
+
+
+def set_domain(module: nn.Module, domain: str) -> None:
+    """Make every DomainNorm inside `module` use the statistics of "source" or "target"."""
+    index = _index(domain)
+    for layer in module.modules():
+        if isinstance(layer, DomainNorm):
+            layer.domain = index
+
+
+def fill_unseen_statistics(module: nn.Module) -> None:
+    """Give a domain that was never trained on the other's statistics, where that one has some."""
+    for layer in module.modules():
+        if isinstance(layer, DomainNorm):
+            updates = layer.updates.tolist()
+            for unseen, other in ((0, 1), (1, 0)):
+                if updates[unseen] == 0 and updates[other] > 0:
+                    layer.running_mean[unseen] = layer.running_mean[other]
+                    layer.running_var[unseen] = layer.running_var[other]
+
+
+def _index(domain: str) -> int:
+    if domain not in DOMAINS:
+        raise ValueError(f"domain must be one of {', '.join(DOMAINS)}, not {domain!r}")
+    return DOMAINS.index(domain)
+
+
+def _per_channel(vector: Tensor) -> Tensor:
+    return vector[:, None, None]  # (C, 1, 1), against (B, C, h, w)
+
+
+class _Normalize(torch.autograd.Function):
+    """x -> weight * (x - mean) / sqrt(var + eps) + bias, with moments over all ranks.
+
+    Written out because autograd would keep several maps where the input alone is enough.  Each
+    direction needs one sum over ranks.  A rank may hold an empty batch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Sums about a common shift: the same formula for any number of ranks, and no cancellation
+        # once the running mean is near the batch's.
+        shifted = at_least_float32(x) - _per_channel(shift)
+        channels = len(shift)
+        here = shifted.new_full((1,), shifted.numel() // channels)
+        sums = torch.cat([shifted.sum(_OVER), shifted.square().sum(_OVER), here])
+        sums = distributed.all_reduce(sums)
+        count = sums[-1]
+        offset, square = (sums[:-1] / count).split(channels)
+        mean, var = shift + offset, (square - offset.square()).clamp(min=0)
+        scale = weight * (var + eps).rsqrt()
+        y = torch.addcmul(_per_channel(bias - offset * scale), shifted, _per_channel(scale))
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, count)
+        return y.to(x.dtype), mean, var, count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        gradient = at_least_float32(gradient)
+        centred = at_least_float32(x) - _per_channel(mean)
+        inverse = (var + ctx.eps).rsqrt()
+        local = torch.cat([gradient.sum(_OVER), (gradient * centred).sum(_OVER)])
+        d_bias, d_weight = local.split(len(mean))  # of this rank: DDP adds those of parameters up
+        # Every rank's loss depends on the moments, so what reaches them comes from all ranks.
+        total = distributed.all_reduce(local.clone()) / count
+        through_mean, through_var = total.split(len(mean))
+        scale = weight * inverse
+        d_x = torch.addcmul(_per_channel(-through_mean * scale), gradient, _per_channel(scale))
+        d_x.addcmul_(centred, _per_channel(-through_var * scale * inverse.square()))
+        return d_x.to(x.dtype), d_weight * inverse, d_bias, None, None
+
+
+class DomainNorm(nn.Module):
+    """Batch normalisation with running statistics per domain and one affine map for both.
+
+    In training the moments are those of the batch on all ranks, so N ranks equal one and hold the
+    same buffers.  In evaluation they are the running ones of the current domain (`set_domain`).
+    momentum  weight of the new value, as in BatchNorm; None is the cumulative mean of batches
+
+    Buffers: running_mean, running_var (2, C) and updates (2,), how often each domain was updated.
+    The state of a BatchNorm2d loads into both domains and counts as no update.
+    """
+
+    def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.domain = 0
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(len(DOMAINS), channels))
+        self.register_buffer("running_var", torch.ones(len(DOMAINS), channels))
+        self.register_buffer("updates", torch.zeros(len(DOMAINS), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same.  In training every rank must call it, forward and backward."""
+        mean, var = self.running_mean[self.domain], self.running_var[self.domain]
+        if not self.training:
+            return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        y, batch_mean, batch_var, count = _Normalize.apply(
+            x, self.weight, self.bias, mean.clone(), self.eps
+        )
+        with torch.no_grad():
+            self.updates[self.domain] += 1
+            factor = self.momentum
+            if factor is None:
+                factor = 1 / self.updates[self.domain].to(mean.dtype)
+            mean.lerp_(batch_mean, factor)  # a view of the buffer
+            var.lerp_(batch_var * (count / (count - 1).clamp(min=1)), factor)  # unbiased
+        return y
+
+    def forget(self, domain: str) -> None:
+        """Back to the state before the first update of a domain."""
+        index = _index(domain)
+        self.running_mean[index] = 0
+        self.running_var[index] = 1
+        self.updates[index] = 0
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest: Any) -> None:
+        mean = state.get(prefix + "running_mean")
+        if mean is not None and mean.dim() == 1:  # a BatchNorm2d's
+            state.pop(prefix + "num_batches_tracked", None)
+            for name in ("running_mean", "running_var"):
+                state[prefix + name] = state[prefix + name].expand(len(DOMAINS), -1)
+            state[prefix + "updates"] = torch.zeros_like(self.updates)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, momentum={self.momentum}, eps={self.eps}"
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """A BatchNorm2d in evaluation whose four vectors are buffers; the identity until loaded.
+
+    The authors' frozen kind has no eps; here it is BatchNorm's, so that freezing changes nothing.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        # Unlike F.batch_norm this keeps no copy of x for the backward pass.
+        y = torch.addcmul(_per_channel(bias), at_least_float32(x), _per_channel(scale))
+        return y.to(x.dtype)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest: Any) -> None:
+        state.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+#: What `model.norm` may name.
+NORMS: dict[str, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "domain": DomainNorm}
