@@ -5,7 +5,8 @@
 
 A scene is a pure function of (world, domain, split, index).  World 0 is the benchmark; world 1,
 with other scenes and other class colours, is for fixing hyper-parameters.
-`domains` holds both looks, `layout` places things, `render` draws them, `trees` writes files.
+`domains` holds both looks, `layout` places things in metres, `things` and `canvas` draw them,
+`render` makes image and label of it, `trees` writes files.
 """
 
 from spcl.data.streets.render import render

@@ -20,7 +20,7 @@ from spcl.data.labels import GTA5_PALETTE, TRAIN_TO_LABEL_ID
 from spcl.data.streets.render import render
 from spcl.errors import DataError
 
-RENDERER_VERSION = 1  # counts up when any pixel changes
+RENDERER_VERSION = 2  # counts up when any pixel changes
 RECORD = "streets.json"
 SMALLEST, LARGEST = 16, 4096  # pixels each way
 MOST_IMAGES = 99_999  # five digits name an image of the GTA5 tree
