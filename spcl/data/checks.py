@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageStat
@@ -24,6 +24,8 @@ BLANK_STD = 1.0  # an image whose every channel varies less is a constant one
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_OVERHEAD = 12  # bytes of a chunk besides its data: length, name, CRC
+
+RGB8 = (8, 2)  # PNG bit depth and colour type
 
 # How label ids are packed: encoding -> (PNG bit depth, PNG colour type, words for a message).
 ENCODINGS = {
@@ -78,7 +80,13 @@ _UNREADABLE = (
 )
 
 
-def _open(root: str, path: str, problems: list[Problem]) -> tuple[bytes, Image.Image] | None:
+class _File(NamedTuple):
+    path: str
+    data: bytes
+    picture: Image.Image
+
+
+def _open(root: str, path: str, problems: list[Problem]) -> _File | None:
     """Read and fully decode one file; None and a problem if it is damaged."""
     try:
         data = Path(root, path).read_bytes()
@@ -89,7 +97,7 @@ def _open(root: str, path: str, problems: list[Problem]) -> tuple[bytes, Image.I
             ImageFile.LOAD_TRUNCATED_IMAGES = False  # else missing rows are silently black
             picture = Image.open(io.BytesIO(data))
             picture.load()
-            return data, picture
+            return _File(path, data, picture)
     except _UNREADABLE as error:
         wrong = f"cannot be decoded ({error})"
     problems.append(
@@ -103,160 +111,139 @@ def _png_form(data: bytes) -> tuple[int, int]:
     return data[24], data[25]
 
 
-def _form_words(data: bytes, picture: Image.Image) -> str:
-    if picture.format != "PNG":
-        return f"{picture.format} {picture.mode}"
-    depth, colour = _png_form(data)
+def _form_words(file: _File) -> str:
+    if file.picture.format != "PNG":
+        return f"{file.picture.format} {file.picture.mode}"
+    depth, colour = _png_form(file.data)
     return f"{depth}-bit {_COLOUR_TYPES.get(colour, colour)} PNG"
 
 
-def _image_encoding(path: str, data: bytes, picture: Image.Image) -> Problem | None:
-    if picture.mode == "RGB" and (picture.format != "PNG" or _png_form(data) == (8, 2)):
-        return None
-    words = _form_words(data, picture)
-    return Problem(
-        "image_encoding",
-        ERROR,
-        (path,),
-        f"{path} is {words}, expected 8-bit RGB; extract the original file again",
+def _check_image(file: _File) -> list[Problem]:
+    png = file.picture.format == "PNG"  # of 16 bits, Pillow would silently drop eight
+    if file.picture.mode == "RGB" and (not png or _png_form(file.data) == RGB8):
+        return []
+    message = (
+        f"{file.path} is {_form_words(file)}, expected 8-bit RGB; extract the original file again"
     )
+    return [Problem("image_encoding", ERROR, (file.path,), message)]
 
 
-def _map_label(
-    path: str, data: bytes, picture: Image.Image, kind: LabelFiles
-) -> tuple[np.ndarray | None, Problem | None]:
+def _map_label(file: _File, kind: LabelFiles) -> tuple[np.ndarray | None, list[Problem]]:
     """(H, W) uint8 trainIds, or what forbids to read them."""
     depth, colour, words = ENCODINGS[kind.encoding]
-    if picture.format != "PNG" or _png_form(data) != (depth, colour):
-        return None, Problem(
-            "label_encoding",
-            ERROR,
-            (path,),
-            f"{path} is {_form_words(data, picture)}, expected {words} of {kind.space}; "
-            f"did another tool save it again? extract the original labels",
+    if file.picture.format != "PNG" or _png_form(file.data) != (depth, colour):
+        message = (
+            f"{file.path} is {_form_words(file)}, expected {words} of {kind.space}; did another "
+            f"tool save it again? extract the original labels"
         )
-    raw = np.asarray(picture)  # of a palette file: the indices
+        return None, [Problem("label_encoding", ERROR, (file.path,), message)]
+    raw = np.asarray(file.picture)  # of a palette file: the indices
     present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256)).tolist()
     unknown = [value for value in present if value not in kind.ids]
-    if unknown:
-        high = any(NUM_CLASSES <= value < IGNORE_INDEX for value in present)
-        if kind.space == "labelIds" and IGNORE_INDEX in present and not high:
-            return None, _wrong_space(path, "trainIds", kind.space)
-        if kind.space == "trainIds" and all(v in labels.GTA5_IDS for v in present):
-            return None, _wrong_space(path, "labelIds", kind.space)
-        return None, Problem(
-            "unknown_id",
-            ERROR,
-            (path,),
-            f"{path}: value {', '.join(map(str, unknown))} is not in the table of {kind.space} "
-            f"({min(kind.ids)}..{max(kind.ids)}); map it in spcl/data/datasets or drop the file",
-        )
-    return labels.lookup_table(kind.ids)[raw], None
-
-
-def _wrong_space(path: str, found: str, expected: str) -> Problem:
-    return Problem(
-        "label_space",
-        ERROR,
-        (path,),
-        f"{path} holds {found}, expected {expected}; point --root at files of one kind",
+    if not unknown:
+        return labels.lookup_table(kind.ids)[raw], []
+    if _is_other_space(present, kind.space):
+        message = f"{file.path} does not hold {kind.space}"
+        return None, [Problem("label_space", ERROR, (file.path,), message)]
+    message = (
+        f"{file.path}: value {', '.join(map(str, unknown))} is not in the table of {kind.space} "
+        f"({min(kind.ids)}..{max(kind.ids)}); map it in spcl/data/datasets or drop the file"
     )
+    return None, [Problem("unknown_id", ERROR, (file.path,), message)]
 
 
-def _grey_png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+def _is_other_space(present: list[int], space: str) -> bool:
+    """Whether these values are trainIds where labelIds are expected, or the reverse."""
+    if space == "labelIds":
+        train_ids = {*range(NUM_CLASSES), IGNORE_INDEX}
+        return IGNORE_INDEX in present and train_ids.issuperset(present)
+    return labels.GTA5_IDS.keys() >= set(present)
 
 
-def _label_columns(sample: Sample, data: bytes, train_ids: np.ndarray) -> dict[str, Any]:
+def _check_sizes(image: _File, label: _File, on_mismatch: str) -> list[Problem]:
+    if image.picture.size == label.picture.size:
+        return []
+    sizes = "image {}x{}, label {}x{}".format(*image.picture.size, *label.picture.size)
+    stop = on_mismatch == "error"
+    advice = "leave such pairs out with --on-mismatch skip" if stop else "left out"
+    message = f"{image.path}: {sizes}, expected equal sizes; {advice}"
+    return [Problem("size_mismatch", ERROR if stop else SKIP, (image.path,), message)]
+
+
+def _image_columns(job: Job, sample: Sample, file: _File) -> dict[str, Any]:
+    return {
+        "sample_id": f"{job.prefix}/{sample.key}",
+        "dataset": job.metadata["dataset"],
+        "split": job.metadata["split"],
+        "domain_role": job.metadata["domain_role"],
+        "image": file.data,
+        "image_format": file.picture.format.lower(),
+        "height": file.picture.height,
+        "width": file.picture.width,
+        "sequence_id": sample.sequence,
+        "frame_index": sample.frame,
+        "flags": [],
+        "source_image_path": file.path,
+        "source_image_sha256": hashlib.sha256(file.data).digest(),
+        "image_crc32": zlib.crc32(file.data),
+    }
+
+
+def _label_columns(file: _File, train_ids: np.ndarray) -> dict[str, Any]:
     counts = np.bincount(train_ids.ravel(), minlength=256)
-    encoded = _grey_png(train_ids)
+    buffer = io.BytesIO()
+    Image.fromarray(train_ids).save(buffer, "PNG")
+    encoded = buffer.getvalue()
     return {
         "label": encoded,
         "label_height": train_ids.shape[0],
         "label_width": train_ids.shape[1],
         "class_pixels": counts[:NUM_CLASSES].tolist(),
         "ignore_pixels": int(counts[IGNORE_INDEX]),
-        "source_label_path": sample.label,
-        "source_label_sha256": hashlib.sha256(data).digest(),
+        "source_label_path": file.path,
+        "source_label_sha256": hashlib.sha256(file.data).digest(),
         "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
         "label_crc32": zlib.crc32(encoded),
     }
 
 
+def _flag(row: dict[str, Any], image: _File, drop_blank: bool) -> list[Problem]:
+    """Mark what can be read and teaches nothing."""
+    found = []
+    if max(ImageStat.Stat(image.picture).stddev) < BLANK_STD:
+        row["flags"].append("blank")
+        what = "left out" if drop_blank else "kept (leave it out with --drop-blank)"
+        message = f"{image.path} is a constant image; {what}"
+        found.append(Problem("blank_image", SKIP if drop_blank else NOTE, (image.path,), message))
+    if "label" in row and np.count_nonzero(row["class_pixels"]) <= 1:
+        row["flags"].append("single_class")
+        path = row["source_label_path"]
+        message = f"{path} holds fewer than two classes; kept"
+        found.append(Problem("single_class", NOTE, (path,), message))
+    return found
+
+
 def read_sample(job: Job, sample: Sample) -> tuple[dict[str, Any] | None, list[Problem]]:
     """Check one sample; its row, or None where a problem forbids it or leaves it out."""
     problems: list[Problem] = []
-    row: dict[str, Any] = {}
-    flags: list[str] = []
     image = _open(job.root, sample.image, problems)
-    if image is not None:
-        data, picture = image
-        row = {
-            "sample_id": f"{job.prefix}/{sample.key}",
-            "dataset": job.metadata["dataset"],
-            "split": job.metadata["split"],
-            "domain_role": job.metadata["domain_role"],
-            "image": data,
-            "image_format": picture.format.lower(),
-            "height": picture.height,
-            "width": picture.width,
-            "sequence_id": sample.sequence,
-            "frame_index": sample.frame,
-            "flags": flags,
-            "source_image_path": sample.image,
-            "source_image_sha256": hashlib.sha256(data).digest(),
-            "image_crc32": zlib.crc32(data),
-        }
-        wrong = _image_encoding(sample.image, data, picture)
-        if wrong:
-            problems.append(wrong)
-        elif max(ImageStat.Stat(picture).stddev) < BLANK_STD:
-            flags.append("blank")
-            what = "left out" if job.drop_blank else "kept (leave it out with --drop-blank)"
-            problems.append(
-                Problem(
-                    "blank_image",
-                    SKIP if job.drop_blank else NOTE,
-                    (sample.image,),
-                    f"{sample.image} is a constant image; {what}",
-                )
-            )
+    if image:
+        problems += _check_image(image)
+    label, train_ids = None, None
     if job.kind is not None:
         label = _open(job.root, sample.label, problems)
-        if label is not None:
-            kind = DATASETS[job.dataset].labels[job.kind]
-            train_ids, wrong = _map_label(sample.label, *label, kind)
-            if wrong:
-                problems.append(wrong)
-            else:
-                row.update(_label_columns(sample, label[0], train_ids))
-                if np.count_nonzero(row["class_pixels"]) <= 1:
-                    flags.append("single_class")
-                    problems.append(
-                        Problem(
-                            "single_class",
-                            NOTE,
-                            (sample.label,),
-                            f"{sample.label} holds fewer than two classes; kept",
-                        )
-                    )
-        if image is not None and label is not None and image[1].size != label[1].size:
-            sizes = "image {}x{}, label {}x{}".format(*image[1].size, *label[1].size)
-            stop = job.on_mismatch == "error"
-            problems.append(
-                Problem(
-                    "size_mismatch",
-                    ERROR if stop else SKIP,
-                    (sample.image,),
-                    f"{sample.image}: {sizes}, expected equal sizes; "
-                    + ("leave such pairs out with --on-mismatch skip" if stop else "left out"),
-                )
-            )
-    if any(problem.severity != NOTE for problem in problems):
+        if label:
+            train_ids, wrong = _map_label(label, DATASETS[job.dataset].labels[job.kind])
+            problems += wrong
+        if image and label:
+            problems += _check_sizes(image, label, job.on_mismatch)
+    if problems:
         return None, problems
-    return row, problems
+    row = _image_columns(job, sample, image)
+    if label:
+        row |= _label_columns(label, train_ids)
+    problems = _flag(row, image, job.drop_blank)
+    return (None if any(p.severity == SKIP for p in problems) else row), problems
 
 
 def judge_label_space(

@@ -190,7 +190,7 @@ def list_samples(
                     "label_files",
                     NOTE,
                     (),
-                    f"{split.labels} has no {dataset.labels[0].space}; its "
+                    f"{split.labels} has no files of {dataset.labels[0].space}; its files of "
                     f"{dataset.labels[used].space} are used instead",
                 )
             )
