@@ -1,8 +1,20 @@
 """Where Ray runs: join the cluster that was named, or start one for this command alone."""
 
+import contextlib
 import os
+import socket
 
 from spcl.errors import UserError
+
+REACH_SECONDS = 5.0
+
+#: Of a cluster we start ourselves, set before Ray is imported.
+LOCAL_ENVIRONMENT = {
+    # Ray runs its workers at nice 15: beside any other program they would hardly advance.
+    "RAY_worker_niceness": "0",
+    # Without a GPU Ray would hide the devices from its workers; it warns that this will change.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 def inside_job() -> bool:
@@ -17,17 +29,39 @@ def connect(address: str | None) -> None:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        # Ray runs its workers at nice 15: beside any other program they would hardly advance.
-        os.environ.setdefault("RAY_worker_niceness", "0")
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     import ray  # seconds: after every check that needs no cluster
 
     if ray.is_initialized():
         return
     options = {"include_dashboard": False} if address == "local" else {}
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ConnectionError is an OSError
         raise UserError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or "
             f"give no --address to use this machine alone"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """OSError if nothing listens at host:port; Ray itself would try for ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        with contextlib.closing(socket.create_connection((host, int(port)), REACH_SECONDS)):
+            pass
+
+
+def check_resources(workers: int, per_worker: dict[str, float]) -> None:
+    """UserError where the cluster can never give `workers` times `per_worker`."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, amount in per_worker.items():
+        if workers * amount > have.get(name, 0):
+            raise UserError(
+                f"{workers} workers need {workers * amount:g} {name}, but the cluster has "
+                f"{have.get(name, 0):g}; lower --workers or add nodes"
+            )

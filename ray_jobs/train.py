@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(launch.list_known())
         return 0
-    if cluster.in_job():
+    if cluster.inside_job():
         _check_job_paths(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]

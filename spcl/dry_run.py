@@ -1,6 +1,7 @@
 """What a command would do: stages, keys, what is stored already, steps, memory."""
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spcl.artefacts import ArtefactStore
 from spcl.config import Config
@@ -42,10 +43,10 @@ def describe(request: Request, workers: int) -> str:
 def memory(config: Config, name: str, batch: int) -> int:
     """Bytes that a training step keeps on each worker: weights, optimizer state and activations.
 
-    Counted on the meta device from the tensors that autograd saves; workspaces of the kernels and
-    the CUDA context come on top.
+    Counted on tensors without data, from what autograd saves; workspaces of the kernels and the
+    CUDA context come on top.
     """
-    with torch.device("meta"):
+    with FakeTensorMode():
         segmentor = build_segmentor(
             config.model.name,
             NUM_CLASSES,

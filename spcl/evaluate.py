@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spcl import distributed
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.loader import rank_indices
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize, resize_image
+from spcl.losses.segmentation import upsample
 
 Predict = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K, h, w)
 
@@ -24,18 +24,13 @@ def load_image(shards: ShardSet, index: int, size: tuple[int, int]) -> Tensor:
 def batch_confusion(logits: Tensor, labels: Tensor) -> Tensor:
     """(B, K, K) int64, rows truth.  Logits (B, K, h, w) are brought to labels (B, H, W)."""
     classes = logits.shape[1]
-    if logits.shape[-2:] != labels.shape[-2:]:
-        logits = F.interpolate(
-            logits.float(), labels.shape[-2:], mode="bilinear", align_corners=True
-        )
+    logits = upsample(logits.float(), labels.shape[-2:])
     prediction = logits.argmax(1).flatten(1)
     truth = labels.flatten(1).long()
     valid = truth != IGNORE_INDEX
     # Ignored pixels are counted in a bin of their own, so that shapes do not depend on the data.
     cells = torch.where(valid, truth * classes + prediction, classes * classes)
-    counts = torch.zeros(
-        len(labels), classes * classes + 1, dtype=torch.int64, device=logits.device
-    )
+    counts = truth.new_zeros(len(labels), classes * classes + 1)
     counts.scatter_add_(1, cells, torch.ones_like(cells))
     return counts[:, :-1].reshape(-1, classes, classes)
 

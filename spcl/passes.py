@@ -38,7 +38,7 @@ def prototype_pass(
     init: str,
     mask: str,
 ) -> dict[str, torch.Tensor]:
-    """Mean unit feature of each source class: {"mean": (K, D), "seen": (K,)}, equal on all ranks."""
+    """Mean unit feature of each source class, equal on all ranks: mean (K, D), seen (K,)."""
     segmentor.to(device).eval()
     accumulator = PrototypeAccumulator(
         segmentor.num_classes, segmentor.feature_dimension, init=init, device=device

@@ -1,11 +1,12 @@
 """From encoded bytes to what the network reads: decode, resize, jitter, flip, scale, crop."""
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -15,14 +16,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def decode(data: bytes, mode: ImageReadMode = ImageReadMode.RGB) -> Tensor:
-    """(3, H, W) uint8.  Check the bytes first: a flipped bit can crash the native decoder."""
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode)
+def decode(data: bytes) -> Tensor:
+    """An encoded picture as (3, H, W) uint8 RGB.
+
+    By Pillow: torchvision's decoders are deprecated since 0.29, and crash on some damaged files.
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def decode_label(data: bytes) -> Tensor:
     """(H, W) uint8 trainIds."""
-    return decode(data, ImageReadMode.UNCHANGED)[0]
+    with Image.open(io.BytesIO(data)) as picture:
+        return torch.from_numpy(np.array(picture))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

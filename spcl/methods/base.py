@@ -80,5 +80,5 @@ class Method(nn.Module):
 
 
 def poly_factor(step: int, horizon: int, power: float) -> float:
-    """What multiplies the learning rate at `step`: (1 - step / horizon) ** power, never negative."""
+    """(1 - step / horizon) ** power, never negative: what multiplies the learning rate."""
     return max(0.0, 1.0 - step / horizon) ** power

@@ -117,6 +117,8 @@ class DomainNorm(nn.Module):
         mean, var = self.running_mean[self.domain], self.running_var[self.domain]
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        if distributed.world_size() == 1:
+            return self._alone(x, mean, var)
         y, batch_mean, batch_var, count = _Normalize.apply(
             x, self.weight, self.bias, mean.clone(), self.eps
         )
@@ -128,6 +130,14 @@ class DomainNorm(nn.Module):
             mean.lerp_(batch_mean, factor)  # a view of the buffer
             var.lerp_(batch_var * (count / (count - 1).clamp(min=1)), factor)  # unbiased
         return y
+
+    def _alone(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """The same by torch's fused kernel: several times faster, equal but for rounding."""
+        self.updates[self.domain] += 1
+        factor = self.momentum
+        if factor is None:
+            factor = 1 / int(self.updates[self.domain])
+        return F.batch_norm(x, mean, var, self.weight, self.bias, True, factor, self.eps)
 
     def forget(self, domain: str) -> None:
         """Back to the state before the first update of a domain."""

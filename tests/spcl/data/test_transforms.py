@@ -1,0 +1,106 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spcl.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    decode,
+    decode_label,
+    normalize,
+    resize_image,
+    resize_label,
+)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_decoding_agrees_with_pillow(image):
+    label = np.arange(60 * 90, dtype=np.uint8).reshape(60, 90)
+    assert (decode(png(image)).permute(1, 2, 0).numpy() == image).all()
+    assert (decode_label(png(label)).numpy() == label).all()
+
+
+def test_resizing_is_pillows(image):
+    want = np.array(Image.fromarray(image).resize((64, 40), Image.Resampling.BICUBIC))
+    got = resize_image(torch.from_numpy(image).permute(2, 0, 1), (40, 64)).permute(1, 2, 0).numpy()
+    assert np.abs(want.astype(int) - got.astype(int)).max() <= 1
+    label = image[:, :, 0]
+    want = np.array(Image.fromarray(label).resize((64, 40), Image.Resampling.NEAREST))
+    assert (resize_label(torch.from_numpy(label), (40, 64)).numpy() == want).all()
+
+
+def test_normalization_is_imagenets():
+    grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
+    want = [(128 / 255 - m) / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    assert normalize(grey)[:, 0, 0].tolist() == pytest.approx(want, abs=1e-6)
+
+
+def _call(augment, image, label, position):
+    picture = torch.from_numpy(image).permute(2, 0, 1)
+    return augment(picture, torch.from_numpy(label), [0, 7, position])
+
+
+FULL = Augment((30, 45), jitter=(0.5, 0.5, 0.5, 0.2), flip=0.5, scale=(0.5, 1.5))
+
+
+def test_a_draw_depends_on_its_position_only(image):
+    label = image[:, :, 0]
+    torch.manual_seed(1)
+    one = _call(FULL, image, label, 4)
+    torch.rand(10)
+    two = _call(FULL, image, label, 4)
+    other = _call(FULL, image, label, 5)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    assert not torch.equal(one[0], other[0])
+
+
+def test_the_callers_random_stream_is_untouched(image):
+    torch.manual_seed(1)
+    want = torch.rand(3)
+    torch.manual_seed(1)
+    _call(FULL, image, image[:, :, 0], 4)
+    assert torch.equal(torch.rand(3), want)
+
+
+@pytest.mark.parametrize("position", range(12))
+def test_image_and_label_move_together(position):
+    """The label is a copy of the red channel of blocks: after any geometry they still agree."""
+    blocks = np.kron(np.random.default_rng(3).integers(1, 250, (4, 6)), np.ones((16, 16)))
+    blocks = blocks.astype(np.uint8)
+    augment = Augment((40, 60), flip=0.5, scale=(0.5, 1.5))
+    image, label = _call(augment, np.stack([blocks] * 3, -1), blocks, position)
+    assert image.shape == (3, 40, 60) and label.shape == (40, 60)
+    red = (image[0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
+    inside = label != 255
+    close = ((red - label.float()).abs() < 3) & inside
+    assert close.sum() / inside.sum() > 0.6  # block borders are interpolated in the image only
+
+
+def test_a_smaller_scene_is_padded_with_ignored_pixels(image):
+    augment = Augment((60, 90), scale=(0.5, 0.5))
+    picture, label = _call(augment, image, np.zeros((60, 90), np.uint8), 0)
+    assert (label == 255).sum() == 60 * 90 - 30 * 45
+    assert (picture[:, label == 255] == 0).all()
+
+
+def test_flip_happens_about_half_the_time():
+    ramp = np.tile(np.arange(20, dtype=np.uint8), (10, 1))
+    augment = Augment((10, 20), flip=0.5)
+    flipped = [
+        bool(_call(augment, np.stack([ramp] * 3, -1), ramp, p)[1][0, 0] == 19) for p in range(200)
+    ]
+    assert 70 < sum(flipped) < 130
