@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
     if arguments.list:
         print(launch.list_known())
         return 0

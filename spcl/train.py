@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_run_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
     if arguments.list:
         print(launch.list_known())
         return 0
