@@ -6,6 +6,8 @@ noise, so a tiny network can learn it.  The functions at the end break one thing
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ SMALL = (64, 48)  # width, height: enough for tests that only look at files
 GTA5_USED = (0, *range(4, 9), *range(11, 18), *range(19, 29), *range(30, 35))
 CITYSCAPES_USED = tuple(range(34))
 THINGS = (24, 25, 26, 27, 28, 29, 30, 31, 32, 33)
+DUMMY_IDS = np.array((0, 1, 3), np.uint8)  # all that test labels hold
 INSTANCE_BASE = 1000
 
 CITYSCAPES_NAMES = {
@@ -58,6 +61,20 @@ def save(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> N
     if palette is not None:
         image.putpalette(palette.tobytes())
     image.save(path)
+
+
+def save_rgb16(path: Path, pixels: np.ndarray) -> None:
+    """(H, W, 3) uint16 as a 16-bit PNG, which Pillow cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
 def gta5_tree(root: Path, n: int = 4, size: tuple[int, int] = (256, 144), seed: int = 0) -> Path:
@@ -99,8 +116,7 @@ def cityscapes_tree(
             folder = f"{split}/{name.split('_')[0]}/{name}"
             pixels = picture(scene, colors, rng)
             save(root / f"leftImg8bit/{folder}_leftImg8bit.png", pixels)
-            raw = scene % 2 if split == "test" else scene  # test labels are dummies
-            raw[raw == 1] = 3 if split == "test" else 1
+            raw = DUMMY_IDS[scene % len(DUMMY_IDS)] if split == "test" else scene
             stem = f"{root}/gtFine/{folder}_gtFine"
             _write_polygons(Path(f"{stem}_polygons.json"), raw)
             rgba = np.full((*raw.shape, 4), 255, np.uint8)
@@ -116,7 +132,7 @@ def cityscapes_tree(
 
 
 def _write_polygons(path: Path, raw: np.ndarray) -> None:
-    """One polygon for each run of equal ids in a row of cells, and those that rasterise away."""
+    """One polygon for each run of equal ids, and a licence plate, drawn as what it covers."""
     height, width = raw.shape
     objects = []
     top = 0

@@ -289,7 +289,12 @@ def _is_done(out: Path, inputs: dict[str, Any]) -> bool:
     found = shards.read_manifest(out)["inputs"]
     other = [key for key in inputs if found.get(key) != inputs[key]]
     if other:
-        differing = ", ".join(f"{key} {found.get(key)} there, {inputs[key]} here" for key in other)
+        differing = ", ".join(
+            f"{key} {found.get(key)} there, {inputs[key]} here"
+            for key in other
+            if key != "names_and_sizes"  # two hashes tell nobody anything
+        )
+        differing = differing or "the same number of files, of other names or sizes"
         raise DataError(
             f"{out} holds shards made from other inputs ({differing}); write elsewhere with --out "
             f"or replace them with --overwrite"
@@ -327,16 +332,24 @@ def _only_writer(out: Path) -> Iterator[None]:
     out.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(out.parent, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another conversion in {out.parent}", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in out.parent.glob(f".{out.name}.*.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        if _lock(handle, out.parent):
+            for left in out.parent.glob(f".{out.name}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
     finally:
         os.close(handle)  # also unlocks
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Wait for the lock; False on a file system that knows none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another conversion in {folder}", file=sys.stderr, flush=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _clock(started: datetime.datetime) -> dict[str, Any]:

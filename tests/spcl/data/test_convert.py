@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,10 @@ def add_alpha(path: Path) -> None:
     Image.open(path).convert("RGBA").save(path)
 
 
+def deepen(path: Path) -> None:
+    trees.save_rgb16(path, trees.load(path).astype(np.uint16) * 257)
+
+
 def copy_below(path: Path) -> None:
     (path.parent / "again").mkdir()
     shutil.copy(path, path.parent / "again" / path.name)
@@ -235,6 +240,7 @@ REFUSED = {
     "flipped byte": (lambda p: trees.flip_byte(p, 2000), IMAGE, "damaged_file", "damaged chunk"),
     "lost data": (lose_data, IMAGE, "damaged_file", "cannot be decoded .*truncated"),
     "alpha": (add_alpha, IMAGE, "image_encoding", "is 8-bit RGBA PNG, expected 8-bit RGB"),
+    "16 bits": (deepen, IMAGE, "image_encoding", "is 16-bit RGB PNG, expected 8-bit RGB"),
     "colours": (trees.recolor, LABEL, "label_encoding", "is 8-bit RGB PNG, expected 8-bit palette"),
     "few bits": (few_bits, LABEL, "label_encoding", "is 4-bit palette PNG, expected 8-bit palette"),
     "unknown id": (lambda p: trees.set_pixel(p, 99), LABEL, "unknown_id", r"value 99 .*\(0..34\)"),
@@ -411,6 +417,34 @@ def test_other_inputs_are_refused_unless_told_to_overwrite(gta5: Path, tmp_path:
     assert {p.name for p in tmp_path.iterdir()} == {"out", "raw"}
 
 
+def test_files_of_another_size_are_other_inputs(gta5: Path, tmp_path: Path) -> None:
+    convert("gta5", gta5, tmp_path / "out", split="train")
+    trees.blank(gta5 / IMAGE)
+    with pytest.raises(DataError, match="the same number of files, of other names or sizes"):
+        convert("gta5", gta5, tmp_path / "out", split="train")
+
+
+def test_second_of_two_conversions_waits_and_finds_it_done(
+    gta5: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    second = []
+
+    def slowly(function: Callable, tasks: list) -> list:
+        thread.start()
+        thread.join(timeout=0.3)
+        assert not second  # it waits for us
+        return [function(task) for task in tasks]
+
+    def again() -> None:
+        second.append(convert("gta5", gta5, tmp_path / "out", split="train")["status"])
+
+    thread = threading.Thread(target=again)
+    convert("gta5", gta5, tmp_path / "out", split="train", map_tasks=slowly)
+    thread.join(timeout=20)
+    assert second == ["unchanged"]
+    assert "waiting for another conversion" in capsys.readouterr().err
+
+
 def test_failed_overwrite_keeps_the_old_shards(gta5: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert("gta5", gta5, out, split="train")
@@ -438,6 +472,16 @@ def test_verify_names_each_file_that_changed(gta5: Path, tmp_path: Path) -> None
     (out / "shard-00002.arrow").unlink()
     with pytest.raises(DataError, match="2 files .*shard-00000.arrow has another.*00002.* missing"):
         verify(out)
+
+
+def test_shard_whose_samples_are_all_left_out_is_not_kept(gta5: Path, tmp_path: Path) -> None:
+    trees.shorten_label(gta5 / LABEL)
+    convert("gta5", gta5, tmp_path / "out", split="train")
+    named = [entry["name"] for entry in shards.read_manifest(tmp_path / "out")["shards"]]
+    assert named == sorted(p.name for p in (tmp_path / "out").glob("*.arrow"))
+    assert named == ["shard-00000.arrow", "shard-00002.arrow"]
+    data = ShardSet(tmp_path / "out")
+    assert data.image(1) == (gta5 / "images/00003.png").read_bytes()
 
 
 def test_manifest_adds_up(gta5: Path, tmp_path: Path) -> None:

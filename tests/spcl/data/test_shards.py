@@ -184,3 +184,8 @@ def test_fingerprint_depends_on_data_and_not_on_shard_sizes(raw: Path, tmp_path:
     changed = convert("gta5", other, tmp_path / "c", split="train")
     assert one["shards"] < many["shards"]
     assert one["fingerprint"] == many["fingerprint"] != changed["fingerprint"]
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_rows(folder: Path) -> None:
+    rows = pq.read_table(folder / shards.INDEX).to_pylist()
+    assert shards.data_fingerprint(rows[::-1]) == ShardSet(folder).fingerprint
