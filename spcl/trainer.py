@@ -4,6 +4,7 @@ What all runs do is here, in order; what differs between methods is in the metho
 one seam through which a cluster (Ray Train) hears of progress.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ def wrap(method: Method) -> nn.Module:
     """One DDP wrapper around the whole method; the method itself in a single process."""
     if distributed.world_size() == 1:
         return method
-    options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+    # Buffers are synced once, here, and never again: they are equal by construction.
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if newer else "broadcast_buffers"
+    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
     if next(method.parameters()).is_cuda:
         options["device_ids"] = [torch.cuda.current_device()]
     return DistributedDataParallel(method, **options)

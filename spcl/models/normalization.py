@@ -14,6 +14,7 @@ from spcl.precision import at_least_float32
 
 DOMAINS = ("source", "target")
 _OVER = (0, 2, 3)  # what moments are taken over
+_SUMS = torch.float64
 
 
 def set_domain(module: nn.Module, domain: str) -> None:
@@ -41,6 +42,11 @@ def _index(domain: str) -> int:
     return DOMAINS.index(domain)
 
 
+def _sum(x: Tensor) -> Tensor:
+    """Per channel, in float64: then the number of ranks changes no digit that float32 shows."""
+    return x.sum(_OVER, dtype=_SUMS)
+
+
 def _per_channel(vector: Tensor) -> Tensor:
     return vector[:, None, None]  # (C, 1, 1), against (B, C, h, w)
 
@@ -49,25 +55,21 @@ class _Normalize(torch.autograd.Function):
     """x -> weight * (x - mean) / sqrt(var + eps) + bias, with moments over all ranks.
 
     Written out because autograd would keep several maps where the input alone is enough.  Each
-    direction needs one sum over ranks.  A rank may hold an empty batch.
+    direction has one collective.  A rank may hold an empty batch.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, eps: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Sums about a common shift: the same formula for any number of ranks, and no cancellation
-        # once the running mean is near the batch's.
-        shifted = at_least_float32(x) - _per_channel(shift)
-        channels = len(shift)
-        here = shifted.new_full((1,), shifted.numel() // channels)
-        sums = torch.cat([shifted.sum(_OVER), shifted.square().sum(_OVER), here])
-        sums = distributed.all_reduce(sums)
-        count = sums[-1]
-        offset, square = (sums[:-1] / count).split(channels)
-        mean, var = shift + offset, (square - offset.square()).clamp(min=0)
+        wide = at_least_float32(x)
+        here = wide.numel() // len(weight)
+        own_mean = wide.sum(_OVER) / max(here, 1)
+        centred = wide - _per_channel(own_mean)
+        mean, var, count = _over_ranks(own_mean, centred.square().sum(_OVER), here)
         scale = weight * (var + eps).rsqrt()
-        y = torch.addcmul(_per_channel(bias - offset * scale), shifted, _per_channel(scale))
+        offset = bias + (own_mean - mean) * scale
+        y = torch.addcmul(_per_channel(offset), centred, _per_channel(scale))
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, count)
@@ -80,15 +82,35 @@ class _Normalize(torch.autograd.Function):
         gradient = at_least_float32(gradient)
         centred = at_least_float32(x) - _per_channel(mean)
         inverse = (var + ctx.eps).rsqrt()
-        local = torch.cat([gradient.sum(_OVER), (gradient * centred).sum(_OVER)])
-        d_bias, d_weight = local.split(len(mean))  # of this rank: DDP adds those of parameters up
+        local = torch.cat([_sum(gradient), _sum(gradient * centred)])
+        d_bias, d_weight = local.to(mean.dtype).split(
+            len(mean)
+        )  # of this rank: DDP adds those of parameters up
         # Every rank's loss depends on the moments, so what reaches them comes from all ranks.
-        total = distributed.all_reduce(local.clone()) / count
+        total = (distributed.all_reduce(local.clone()) / count).to(mean.dtype)
         through_mean, through_var = total.split(len(mean))
         scale = weight * inverse
         d_x = torch.addcmul(_per_channel(-through_mean * scale), gradient, _per_channel(scale))
         d_x.addcmul_(centred, _per_channel(-through_var * scale * inverse.square()))
-        return d_x.to(x.dtype), d_weight * inverse, d_bias, None, None
+        return d_x.to(x.dtype), d_weight * inverse, d_bias, None
+
+
+def _over_ranks(mean: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and count () over ranks, from each rank's own.
+
+    squares  sum of squared distances from the rank's own mean
+
+    Ranks exchange moments about their own means, not plain sums of squares, which cancel where a
+    mean is large against its deviation.
+    """
+    rows = mean.new_zeros(distributed.world_size(), 2 * len(mean) + 1)
+    rows[distributed.rank()] = torch.cat([mean, squares, mean.new_full((1,), count)])
+    rows = distributed.all_reduce(rows)  # every rank filled its own row
+    means, squares, counts = rows.split([len(mean), len(mean), 1], dim=1)  # (W, C), (W, C), (W, 1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    between = (counts * (means - mean).square()).sum(0)
+    return mean, (squares.sum(0) + between) / total, total
 
 
 class DomainNorm(nn.Module):
@@ -119,9 +141,7 @@ class DomainNorm(nn.Module):
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
         if distributed.world_size() == 1:
             return self._alone(x, mean, var)
-        y, batch_mean, batch_var, count = _Normalize.apply(
-            x, self.weight, self.bias, mean.clone(), self.eps
-        )
+        y, batch_mean, batch_var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.updates[self.domain] += 1
             factor = self.momentum

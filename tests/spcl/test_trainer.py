@@ -1,0 +1,208 @@
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from processes import run_ranks
+from toys import TRAIN, Stripes, method, train, train_on_rank
+
+from spcl.checkpoint import Checkpoints
+from spcl.data.batch import Batch
+from spcl.methods import METHODS
+from spcl.methods.base import Term, poly_factor
+from spcl.trainer import TrainingError, total
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "step", "factor"),
+    [
+        (62500, 20000, 0.70673731),
+        (62500, 40000, 0.39872388),
+        (31250, 20000, 0.39872388),
+        (100000, 80000, 0.23492379),
+        (250000, 150000, 0.43838329),
+    ],
+)
+def test_poly_schedule(horizon, step, factor):
+    assert poly_factor(step, horizon, 0.9) == pytest.approx(factor, abs=1e-8)
+
+
+def test_the_schedule_reaches_every_group(tmp_path):
+    lines = train(method("source_only", steps=3, head_multiplier=10.0), tmp_path)
+    want = [0.01 * poly_factor(step, 100, 0.9) for step in range(3)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(want)
+
+
+def test_a_loss_is_the_global_sum_over_the_global_count():
+    terms = {
+        "a": Term(torch.tensor(6.0), torch.tensor(3), 2.0),
+        "empty": Term(torch.tensor(0.0), torch.tensor(0)),
+    }
+    loss, counts = total(terms)
+    assert loss == 4.0 and counts.tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls(name, tmp_path):
+    lines = train(method(name, steps=30, learning_rate=0.05), tmp_path)
+    key = "self_training" if name == "self_training" else "segmentation"
+    losses = [line["losses"][key] for line in lines]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_bits(name, tmp_path):
+    ends = []
+    for run in ("a", "b"):
+        made = method(name, steps=6)
+        train(made, tmp_path / run)
+        ends.append(made.state_dict())
+    assert equal(*ends)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resuming_equals_never_stopping(name, tmp_path):
+    """Stopped after step 10 and continued in a new process's stead: the same bits at step 20."""
+    straight = method(name)
+    train(straight, tmp_path / "straight")
+    stopped = method(name, steps=10)
+    train(stopped, tmp_path / "run")
+    again = method(name)
+    lines = train(again, tmp_path / "run")
+    assert equal(straight.state_dict(), again.state_dict())
+    assert [line["step"] for line in lines] == list(range(1, 21))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    train(method("spcl", steps=20), tmp_path)
+    newest = Checkpoints(tmp_path / "checkpoints").newest()
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    assert Checkpoints(tmp_path / "checkpoints").newest().parent.name == "step-00000010"
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000010")
+    assert Checkpoints(tmp_path / "checkpoints").newest() is None
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("norm", ["domain", "frozen"])
+@pytest.mark.parametrize("name", ["adversarial", "spcl"])
+def test_two_ranks_equal_one(name, norm, tmp_path):
+    """Losses of 20 steps within 1e-4, prototypes within 1e-5, buffers equal on all ranks."""
+    options = {"norm": norm, "model": "tiny"}
+    (alone,) = run_ranks(train_on_rank, 1, str(tmp_path / "one"), name, options)
+    first, second = run_ranks(train_on_rank, 2, str(tmp_path / "two"), name, options)
+    assert len(alone["losses"]) == 20
+    for one, two in zip(alone["losses"], first["losses"], strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    assert equal(first["state"], second["state"])
+    if name == "spcl":
+        difference = alone["state"]["prototypes.mean"] - first["state"]["prototypes.mean"]
+        assert difference.abs().max() < 1e-5
+
+
+def test_in_float64_two_ranks_equal_one_to_nine_digits(tmp_path):
+    """In float32 rounding grows over 20 steps; in float64 only a wrong formula would show."""
+    options = {"norm": "domain", "model": "toy", "double": True}
+    (alone,) = run_ranks(train_on_rank, 1, str(tmp_path / "one"), "spcl", options)
+    first, _ = run_ranks(train_on_rank, 2, str(tmp_path / "two"), "spcl", options)
+    for one, two in zip(alone["losses"], first["losses"], strict=True):
+        assert two == pytest.approx(one, abs=1e-9)
+
+
+def test_rank_local_prototypes_differ_as_in_the_authors_code(tmp_path):
+    first, second = run_ranks(train_on_rank, 2, str(tmp_path), "spcl", {"sync": False, "steps": 3})
+    assert not torch.equal(first["state"]["prototypes.mean"], second["state"]["prototypes.mean"])
+
+
+def _single_class(batch: Batch) -> Batch:
+    return dataclasses.replace(
+        batch,
+        source_label=torch.full_like(batch.source_label, 5),
+        target_label=torch.full_like(batch.target_label, 5),
+    )
+
+
+def _one_class_per_image(batch: Batch) -> Batch:
+    label = batch.source_label.clone()
+    label[:] = torch.arange(len(label), dtype=torch.uint8)[:, None, None]
+    return dataclasses.replace(batch, source_label=label)
+
+
+def _void_source_image(batch: Batch) -> Batch:
+    label = batch.source_label.clone()
+    label[0] = 255
+    return dataclasses.replace(batch, source_label=label)
+
+
+def _void_source(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, source_label=torch.full_like(batch.source_label, 255))
+
+
+def _no_confident_pixel(batch: Batch) -> Batch:
+    return dataclasses.replace(batch, target_label=torch.full_like(batch.target_label, 255))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "spoil",
+    [_single_class, _one_class_per_image, _void_source_image, _void_source, _no_confident_pixel],
+)
+def test_degenerate_batches_stay_finite(name, spoil, tmp_path):
+    data = Stripes(spoil=lambda batch, step: spoil(batch))
+    made = method(name, steps=5)
+    lines = train(made, tmp_path, data=data)
+    assert len(lines) == 5
+    for value in made.state_dict().values():
+        assert torch.isfinite(value.double()).all()
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_and_samples(tmp_path):
+    def spoil(batch, step):
+        if step < 7:
+            return batch
+        return dataclasses.replace(batch, source_image=batch.source_image * float("nan"))
+
+    with pytest.raises(TrainingError, match=r"stage 'toy'.*step 7 .*stripe-28, stripe-29"):
+        train(method("spcl"), tmp_path, data=Stripes(spoil=spoil), log_every=5)
+    assert not list((tmp_path / "checkpoints").glob("*"))  # none was written after it
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_parameter_gets_a_gradient(name):
+    """DDP runs without find_unused_parameters."""
+    made = method(name).train()
+    loss, _ = total(made(Stripes()[0], 0))
+    loss.backward()
+    assert [n for n, p in made.named_parameters() if p.grad is None] == []
+
+
+def test_players_of_the_adversarial_stage_do_not_touch_each_other():
+    made = method("adversarial").train()
+    terms = made(Stripes()[0], 0)
+    generator = terms["segmentation"].sum + terms["adversarial"].sum
+    generator.backward(retain_graph=True)
+    assert all(p.grad is None for p in made.critic.parameters())
+    made.zero_grad(set_to_none=True)
+    (terms["critic_source"].sum + terms["critic_target"].sum).backward()
+    assert all(p.grad is None for p in made.segmentor.parameters())
+
+
+def test_contrast_reaches_the_backbone_and_not_the_head():
+    made = method("spcl").train()
+    terms = made(Stripes()[0], 0)
+    (terms["source_contrast"].sum + terms["target_contrast"].sum).backward()
+    assert all(p.grad is not None for p in made.segmentor.backbone.parameters())
+    assert all(p.grad is None for p in made.segmentor.head.parameters())
+
+
+def test_bfloat16_stays_close_to_float32(tmp_path):
+    single = train(method("spcl", steps=2), tmp_path / "a")
+    half = train(method("spcl", steps=2), tmp_path / "b", dtype="bfloat16")
+    for one, other in zip(single, half, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], rel=3e-2)
+    assert TRAIN.dtype == "float32"

@@ -1,0 +1,142 @@
+"""Small problems for tests of the loop: data in memory, a three-convolution network."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from spcl import distributed
+from spcl.checkpoint import Checkpoints
+from spcl.config import Train
+from spcl.data.batch import Batch
+from spcl.data.loader import Steps
+from spcl.data.sampling import positions, stream_seed
+from spcl.methods import METHODS
+from spcl.methods.base import Method
+from spcl.models.normalization import NORMS
+from spcl.models.segmentor import Segmentor, build_segmentor
+from spcl.results.store import RunFolder
+from spcl.telemetry import Telemetry
+from spcl.trainer import Surroundings, fit
+
+CLASSES = 19
+HEIGHT, WIDTH = 32, 64
+TRAIN = Train(threads=1, loader_workers=0, log_every=1, checkpoint_every=10, panel_every=10_000)
+
+
+def striped(seed: int, domain: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A 32x64 image of 4 stripes whose colours tell their class; domain 1 has shifted colours."""
+    rng = np.random.default_rng([seed, domain, position])
+    classes = rng.permutation(CLASSES)[:4]
+    label = np.repeat(classes, WIDTH // 4)[None].repeat(HEIGHT, 0)
+    colors = np.random.default_rng(7).normal(size=(CLASSES, 3)) + 0.5 * domain
+    image = colors[label] + 0.1 * rng.normal(size=(HEIGHT, WIDTH, 3))
+    return torch.from_numpy(image).permute(2, 0, 1).float(), torch.from_numpy(label).byte()
+
+
+class Stripes(Steps):
+    """The interface of Steps over `striped` images; `spoil` may change a batch of a step."""
+
+    def __init__(self, batch: int = 4, seed: int = 0, spoil=None):
+        self.batch, self.seed, self.spoil = batch, seed, spoil
+
+    def __getitem__(self, step: int) -> Batch:
+        where = positions(step, self.batch, distributed.rank(), distributed.world_size())
+        parts = []
+        for domain in (0, 1):
+            images, labels = zip(*(striped(self.seed, domain, p) for p in where), strict=True)
+            parts += [torch.stack(images), torch.stack(labels)]
+        batch = Batch(*parts)
+        return self.spoil(batch, step) if self.spoil else batch
+
+    def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
+        return (self[step] for step in range(start, stop))
+
+    def sample_ids(self, step: int) -> dict[str, list[str]]:
+        return {"source": [f"stripe-{p}" for p in range(step * self.batch, (step + 1) * self.batch)]}
+
+
+class ThreeConvolutions(nn.Module):
+    feature_dimension = 16
+
+    def __init__(self, norm: str):
+        super().__init__()
+        layers, inputs = [], 3
+        for outputs in (8, 16, self.feature_dimension):
+            layers += [nn.Conv2d(inputs, outputs, 3, 2 if inputs == 3 else 1, 1, bias=False)]
+            layers += [NORMS[norm](outputs), nn.ReLU()]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.layers(image)
+
+
+def segmentor(norm: str = "domain", model: str = "toy", seed: int = 0) -> Segmentor:
+    torch.manual_seed(seed)
+    if model != "toy":
+        return build_segmentor(model, CLASSES, norm=norm)
+    backbone = ThreeConvolutions(norm)
+    return Segmentor(backbone, nn.Conv2d(backbone.feature_dimension, CLASSES, 1), CLASSES)
+
+
+def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 20, **config):
+    """A method ready to train; SPCL starts from prototypes of random directions, all seen."""
+    made = METHODS[name](
+        segmentor(norm, model),
+        METHODS[name].Config(
+            **{"steps": steps, "horizon": 100, "learning_rate": 0.01, "head_multiplier": 1.0}
+            | ({"critic_width": 4} if name == "adversarial" else {})
+            | ({"temperature": 0.1, "contrast_weight": 0.1} if name == "spcl" else {})
+            | config
+        ),
+    )
+    if name == "spcl":
+        bank = made.prototypes
+        rng = torch.Generator().manual_seed(3)
+        mean = nn.functional.normalize(torch.randn(bank.mean.shape, generator=rng), dim=1)
+        bank.load(mean, torch.ones(CLASSES, dtype=torch.bool))
+    return made
+
+
+def train(
+    made: Method, folder: Path, *, name: str = "toy", data: Steps | None = None, **options
+) -> list[dict]:
+    """Fit on this rank; returns the log lines (rank 0: one per step)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    telemetry = Telemetry(folder if distributed.rank() == 0 else None)
+    telemetry._board = _NoBoard()
+    around = Surroundings(telemetry=telemetry)
+    options = dataclasses.replace(TRAIN, **options)
+    fit(name, made, data or Stripes(), options, Checkpoints(folder / "checkpoints"), around)
+    return list(RunFolder(folder).metrics())
+
+
+class _NoBoard:
+    """TensorBoard takes seconds to import; these tests read metrics.jsonl."""
+
+    def add_scalar(self, *_: object) -> None: ...
+
+    def add_image(self, *_: object, **__: object) -> None: ...
+
+
+def train_on_rank(rank: int, folder: str, name: str, options: dict) -> dict:
+    """For `processes.run_ranks`: losses of every step, and the state this rank ends with.
+
+    options are those of `method`; "double" computes in float64.
+    """
+    double = options.pop("double", False)
+    made, data = method(name, **options), Stripes(spoil=_doubled if double else None)
+    lines = train(made.double() if double else made, Path(folder), data=data)
+    return {"losses": [line["losses"] for line in lines], "state": made.state_dict()}
+
+
+def _doubled(batch: Batch, step: int) -> Batch:
+    return dataclasses.replace(
+        batch,
+        source_image=batch.source_image.double(),
+        target_image=batch.target_image.double(),
+    )
