@@ -1,0 +1,204 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from processes import run_ranks
+from torch import nn
+
+from spcl.models.normalization import (
+    DomainNorm,
+    FrozenBatchNorm2d,
+    fill_unseen_statistics,
+    set_domain,
+)
+
+CHANNELS = 3
+
+
+def maps(batch=4, dtype=torch.float32):
+    """Maps with other means and deviations in each channel."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, CHANNELS, 5, 6, dtype=dtype, generator=generator)
+    return x * torch.tensor([1.0, 0.1, 7.0])[:, None, None] + torch.arange(3.0)[:, None, None]
+
+
+def affine(layer):
+    """The layer with a weight and bias that matter."""
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, 1.5, -2.0]))
+        layer.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    return layer
+
+
+def trained_batch_norm():
+    layer = affine(nn.BatchNorm2d(CHANNELS))
+    for _ in range(3):
+        layer(maps())
+    return layer
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def step(layer, x, weights):
+    """Output, gradients of x, weight and bias, of an uneven sum of the output."""
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    y = layer(x)
+    (y * weights).sum().backward()
+    return y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()
+
+
+def uneven(x):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_training_equals_batch_norm():
+    ours, theirs = affine(DomainNorm(CHANNELS)), affine(nn.BatchNorm2d(CHANNELS))
+    for scale in (1.0, 3.0):
+        x = maps() * scale
+        for a, b in zip(step(ours, x, uneven(x)), step(theirs, x, uneven(x)), strict=True):
+            assert_close(a, b)
+    assert torch.allclose(ours.running_mean[0], theirs.running_mean, atol=1e-6)
+    assert torch.allclose(ours.running_var[0], theirs.running_var, rtol=1e-5)
+
+
+def test_gradient_is_that_of_the_value():
+    layer = affine(DomainNorm(CHANNELS).double())
+    x = maps(2, torch.float64)[..., :2, :2].requires_grad_()
+
+    def forward(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    assert torch.autograd.gradcheck(forward, (x, layer.weight, layer.bias))
+
+
+def test_evaluation_equals_batch_norm_with_its_state():
+    theirs, ours = trained_batch_norm(), DomainNorm(CHANNELS)
+    ours.load_state_dict(theirs.state_dict())
+    for domain in ("source", "target"):
+        set_domain(ours, domain)
+        assert torch.allclose(ours.eval()(maps()), theirs.eval()(maps()), atol=1e-6)
+    assert ours.updates.tolist() == [0, 0]
+
+
+def test_domains_have_their_own_statistics():
+    layer = DomainNorm(CHANNELS)
+    set_domain(layer, "target")
+    layer(maps())
+    assert layer.updates.tolist() == [0, 1]
+    assert layer.running_mean[0].tolist() == [0, 0, 0]
+    assert layer.running_mean[1].abs().min() > 1e-3
+
+
+def test_mean_that_is_large_against_the_deviation_does_not_cancel():
+    x = maps() + 1000
+    expected = F.batch_norm(x.double(), None, None, training=True)
+    assert torch.allclose(DomainNorm(CHANNELS)(x).double(), expected, atol=1e-2)
+
+
+def test_momentum_none_is_the_mean_over_batches():
+    layer = DomainNorm(CHANNELS, momentum=None)
+    batches = maps().split(1)
+    for x in batches:
+        layer(x)
+    means = torch.stack([x.mean((0, 2, 3)) for x in batches])
+    assert torch.allclose(layer.running_mean[0], means.mean(0), atol=1e-6)
+
+
+def test_forgotten_domain_starts_afresh():
+    layer = DomainNorm(CHANNELS)
+    layer(maps())
+    layer.forget("source")
+    assert all(torch.equal(b, DomainNorm(CHANNELS).get_buffer(n)) for n, b in layer.named_buffers())
+
+
+def test_unseen_domain_is_given_the_others_statistics():
+    network = nn.Sequential(DomainNorm(CHANNELS), nn.ReLU())
+    set_domain(network, "target")
+    network(maps())
+    fill_unseen_statistics(network)
+    assert torch.equal(network[0].running_mean[0], network[0].running_mean[1])
+    assert torch.equal(network[0].running_var[0], network[0].running_var[1])
+    assert network[0].updates.tolist() == [0, 1]
+
+
+def test_domains_that_were_both_seen_stay_apart():
+    layer = DomainNorm(CHANNELS)
+    for domain, x in (("source", maps()), ("target", maps() + 1)):
+        set_domain(layer, domain)
+        layer(x)
+    before = layer.running_mean.clone()
+    fill_unseen_statistics(layer)
+    assert torch.equal(layer.running_mean, before)
+
+
+def test_half_precision_has_float32_statistics():
+    layer, x = DomainNorm(CHANNELS), maps()
+    y = layer(x.bfloat16())
+    assert y.dtype == torch.bfloat16 and layer.running_mean.dtype == torch.float32
+    assert torch.allclose(y.float(), DomainNorm(CHANNELS)(x), atol=5e-2)
+
+
+def test_unknown_domain_is_refused():
+    with pytest.raises(ValueError, match="sim"):
+        set_domain(DomainNorm(CHANNELS), "sim")
+
+
+def test_state_survives_saving():
+    layer, other = affine(DomainNorm(CHANNELS)), DomainNorm(CHANNELS)
+    layer(maps())
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.eval()(maps()), layer.eval()(maps()))
+
+
+def test_frozen_equals_batch_norm_in_evaluation_and_has_no_parameter():
+    theirs, frozen = trained_batch_norm().eval(), FrozenBatchNorm2d(CHANNELS)
+    frozen.load_state_dict(theirs.state_dict())
+    x = maps().requires_grad_()
+    expected = torch.autograd.grad(theirs(x).square().sum(), x)[0]
+    assert torch.allclose(frozen(x), theirs(x), atol=1e-5)
+    found = torch.autograd.grad(frozen(x).square().sum(), x)[0]
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert list(frozen.parameters()) == []
+
+
+def test_frozen_is_the_identity_at_first():
+    x = maps()
+    assert torch.allclose(FrozenBatchNorm2d(CHANNELS)(x), x, rtol=1e-5)
+
+
+# Several ranks: four images on one rank, or split between two.
+
+SPLITS = {"even": (slice(0, 2), slice(2, 4)), "all on one": (slice(0, 4), slice(4, 4))}
+
+
+def two_steps(mine):
+    """Output and gradients of the second of two steps, and the buffers after it."""
+    layer, x = affine(DomainNorm(CHANNELS)), maps()
+    weights = uneven(x)
+    step(layer, x[mine] * 2, weights[mine])
+    results = step(layer, x[mine], weights[mine])
+    return *results, *(buffer.clone() for buffer in layer.buffers())
+
+
+def on_rank(rank):
+    return {name: two_steps(split[rank]) for name, split in SPLITS.items()}
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    return run_ranks(on_rank, 2)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_ranks_equal_one(ranks, split):
+    y, d_x, d_weight, d_bias, *buffers = two_steps(slice(0, 4))
+    first, second = (rank[split] for rank in ranks)
+    assert_close(torch.cat([first[0], second[0]]), y)
+    assert_close(torch.cat([first[1], second[1]]), d_x)
+    assert_close(first[2] + second[2], d_weight)
+    assert_close(first[3] + second[3], d_bias)
+    for a, b, c in zip(first[4:], second[4:], buffers, strict=True):
+        assert torch.equal(a, b)
+        assert_close(a, c)
