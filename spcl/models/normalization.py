@@ -14,7 +14,6 @@ from spcl.precision import at_least_float32
 
 DOMAINS = ("source", "target")
 _OVER = (0, 2, 3)  # what moments are taken over
-_SUMS = torch.float64
 
 
 def set_domain(module: nn.Module, domain: str) -> None:
@@ -44,7 +43,7 @@ def _index(domain: str) -> int:
 
 def _sum(x: Tensor) -> Tensor:
     """Per channel, in float64: then the number of ranks changes no digit that float32 shows."""
-    return x.sum(_OVER, dtype=_SUMS)
+    return x.sum(_OVER, dtype=torch.float64)
 
 
 def _per_channel(vector: Tensor) -> Tensor:
@@ -64,9 +63,11 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = at_least_float32(x)
         here = wide.numel() // len(weight)
-        own_mean = wide.sum(_OVER) / max(here, 1)
+        own = _sum(wide) / max(here, 1)
+        own_mean = own.to(wide.dtype)
         centred = wide - _per_channel(own_mean)
-        mean, var, count = _over_ranks(own_mean, centred.square().sum(_OVER), here)
+        mean, var, count = _over_ranks(own, _sum(centred.square()), here)
+        mean, var = mean.to(wide.dtype), var.to(wide.dtype)
         scale = weight * (var + eps).rsqrt()
         offset = bias + (own_mean - mean) * scale
         y = torch.addcmul(_per_channel(offset), centred, _per_channel(scale))
@@ -83,10 +84,9 @@ class _Normalize(torch.autograd.Function):
         centred = at_least_float32(x) - _per_channel(mean)
         inverse = (var + ctx.eps).rsqrt()
         local = torch.cat([_sum(gradient), _sum(gradient * centred)])
-        d_bias, d_weight = local.to(mean.dtype).split(
-            len(mean)
-        )  # of this rank: DDP adds those of parameters up
-        # Every rank's loss depends on the moments, so what reaches them comes from all ranks.
+        # Those of parameters are of this rank, DDP adds them up.  What reaches the moments comes
+        # from all ranks: every rank's loss depends on them.
+        d_bias, d_weight = local.to(mean.dtype).split(len(mean))
         total = (distributed.all_reduce(local.clone()) / count).to(mean.dtype)
         through_mean, through_var = total.split(len(mean))
         scale = weight * inverse
@@ -96,9 +96,9 @@ class _Normalize(torch.autograd.Function):
 
 
 def _over_ranks(mean: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and count () over ranks, from each rank's own.
+    """Mean (C,), biased variance (C,) and count () over ranks, from each rank's own, all float64.
 
-    squares  sum of squared distances from the rank's own mean
+    squares  (C,) sum of squared distances from the rank's own mean
 
     Ranks exchange moments about their own means, not plain sums of squares, which cancel where a
     mean is large against its deviation.
@@ -139,25 +139,27 @@ class DomainNorm(nn.Module):
         mean, var = self.running_mean[self.domain], self.running_var[self.domain]
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
-        if distributed.world_size() == 1:
-            return self._alone(x, mean, var)
-        y, batch_mean, batch_var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.updates[self.domain] += 1
-            factor = self.momentum
-            if factor is None:
-                factor = 1 / self.updates[self.domain].to(mean.dtype)
-            mean.lerp_(batch_mean, factor)  # a view of the buffer
-            var.lerp_(batch_var * (count / (count - 1).clamp(min=1)), factor)  # unbiased
-        return y
+        self.updates[self.domain] += 1
+        normalize = self._alone if distributed.world_size() == 1 else self._together
+        return normalize(x, mean, var)  # moves both, which are views of the buffers
 
     def _alone(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """The same by torch's fused kernel: several times faster, equal but for rounding."""
-        self.updates[self.domain] += 1
+        """By torch's fused kernel: several times faster than ours, equal but for rounding."""
         factor = self.momentum
         if factor is None:
             factor = 1 / int(self.updates[self.domain])
         return F.batch_norm(x, mean, var, self.weight, self.bias, True, factor, self.eps)
+
+    def _together(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        y, batch_mean, batch_var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            factor = self.momentum
+            if factor is None:
+                factor = 1 / self.updates[self.domain].to(mean.dtype)
+            unbiased = (count / (count - 1).clamp(min=1)).to(var.dtype)
+            mean.lerp_(batch_mean, factor)
+            var.lerp_(batch_var * unbiased, factor)
+        return y
 
     def forget(self, domain: str) -> None:
         """Back to the state before the first update of a domain."""
