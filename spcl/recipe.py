@@ -69,6 +69,9 @@ class Recipe:
     def __call__(self) -> dict[str, Any]:
         """Make what is missing; returns the summary that DONE.json holds."""
         config = self.config
+        # Before the first parallel region, since threads inherit it.  A softmax makes numbers below
+        # 1e-38, and a processor takes up to a hundred times longer over each of those.
+        torch.set_flush_denormal(True)
         torch.set_num_threads(config.train.threads)
         if config.train.deterministic:
             torch.use_deterministic_algorithms(True)

@@ -54,7 +54,8 @@ def fit(
     """Train `method` for its configured steps, from the newest checkpoint if there is one."""
     stage: StageConfig = method.config
     device = around.device
-    method.to(device).train()
+    layout = torch.channels_last if train.channels_last else torch.contiguous_format
+    method.to(device, memory_format=layout).train()
     optimizers = method.optimizers()
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     start = _resume(name, method, optimizers, checkpoints, around)
