@@ -69,9 +69,9 @@ class LiveLine:
 
     PLAIN_EVERY = 10.0  # seconds
 
-    def __init__(self, stream: TextIO = sys.stdout, prefix: str = ""):
-        self.stream, self.prefix = stream, prefix
-        self.terminal = stream.isatty()
+    def __init__(self, stream: TextIO | None = None, prefix: str = ""):
+        self.stream, self.prefix = stream or sys.stdout, prefix
+        self.terminal = self.stream.isatty()
         self._last = 0.0
         self._open = False
 

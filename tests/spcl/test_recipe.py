@@ -1,0 +1,229 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MINI
+from PIL import Image
+
+from spcl import cli
+from spcl.results.store import RunFolder, read_confusions
+from spcl.train import main
+
+
+def run(data: Path, storage: Path, *arguments: str) -> int:
+    return cli.guarded(main, ["--data", str(data), "--storage", str(storage), *arguments, *MINI])
+
+
+def states(storage: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Every stored checkpoint by artefact name."""
+    return {
+        path.parent.name: torch.load(path, weights_only=True)["method"]
+        for path in sorted(storage.glob("artefacts/*/checkpoint.pt"))
+    }
+
+
+def assert_equal_states(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys() and one
+    for name, state in one.items():
+        for key, value in state.items():
+            assert torch.equal(value, other[name][key]), (name, key)
+
+
+@pytest.fixture(scope="module")
+def finished(mini_data, tmp_path_factory):
+    """The SPCL recipe, run once: its storage."""
+    storage = tmp_path_factory.mktemp("runs")
+    assert run(mini_data, storage, "--name", "full") == 0
+    return storage
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    run_folder = RunFolder(finished / "full")
+    done = run_folder.done
+    assert [row["title"] for row in done["table"]] == ["warm-up", "adapted", "self-trained"]
+    assert done["selection"] == "last" and done["protocol"] == "cityscapes19"
+    manifest = run_folder.manifest
+    assert manifest["label_budget"] == 0 and len(manifest["code"]) == 16
+    assert {"source", "target", "evaluation"} == set(manifest["data"])
+    for name in ("adversarial", "spcl", "self_training"):
+        ids, matrices = read_confusions(run_folder.folder / "evaluations" / f"{name}.parquet")
+        assert len(ids) == 6 and matrices.shape == (6, 19, 19)
+        assert 0 < matrices.sum() <= 6 * 32 * 64
+    assert list((run_folder.folder / "tensorboard").glob("events*"))
+    assert not (run_folder.folder / "checkpoints").exists() or not list(
+        (run_folder.folder / "checkpoints").iterdir()
+    )
+    with Image.open(run_folder.folder / "panel.png") as panel:
+        assert panel.size[0] == 64 * 5  # image, truth, three stages
+
+
+def test_stages_are_logged_in_order_with_their_losses(finished):
+    stages = [line["stage"] for line in RunFolder(finished / "full").metrics()]
+    assert stages == ["adversarial"] * 6 + ["spcl"] * 6 + ["self_training"] * 4
+    for line in RunFolder(finished / "full").metrics():
+        assert all(np.isfinite(value) for value in line["losses"].values())
+
+
+def test_a_finished_command_says_so_and_does_nothing(finished, mini_data, capsys):
+    before = (finished / "full" / "DONE.json").stat().st_mtime_ns
+    assert run(mini_data, finished, "--name", "full") == 0
+    assert "full is finished already" in capsys.readouterr().out
+    assert (finished / "full" / "DONE.json").stat().st_mtime_ns == before
+
+
+def test_the_same_seed_gives_the_same_run(finished, mini_data, tmp_path):
+    assert run(mini_data, tmp_path, "--name", "again") == 0
+    assert_equal_states(states(finished), states(tmp_path))
+    one, other = (
+        RunFolder(s / n).done["table"] for s, n in ((finished, "full"), (tmp_path, "again"))
+    )
+    assert one == other
+
+
+def test_cells_of_a_table_share_stages(finished, mini_data, capsys):
+    before = set(states(finished))
+    assert run(mini_data, finished, "--name", "cell", "spcl.contrast_weight=0") == 0
+    new = {name.rsplit("-", 1)[0] for name in set(states(finished)) - before}
+    assert new == {"spcl", "self_training"}
+    assert "adversarial: done before, reused" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["stages=[adversarial,spcl]"],
+        ["stages=[adversarial,self_training]"],
+        ["stages=[source_only,spcl]"],
+        ["spcl.source_contrast=false"],
+        ["spcl.target_contrast=false", "spcl.init=per_image", "spcl.source_mask=agree"],
+        ["spcl.absent=decay", "spcl.normalize_keys=false", "pseudo_label.median=ref_index"],
+    ],
+    ids=" ".join,
+)
+def test_cells_of_the_component_table_and_switches_run(finished, mini_data, overrides):
+    name = "cell-" + "".join(c if c.isalnum() else "-" for c in "".join(overrides))
+    assert run(mini_data, finished, "--name", name, *overrides) == 0
+
+
+def test_adabn_changes_the_score_and_not_the_training(mini_data, tmp_path):
+    method = ("--method", "source_only")
+    assert run(mini_data, tmp_path, *method, "--name", "plain") == 0
+    adabn = "model.target_statistics=estimated"
+    assert run(mini_data, tmp_path, *method, "--name", "adabn", adabn) == 0
+    folders = sorted(p.name.rsplit("-", 1)[0] for p in (tmp_path / "artefacts").iterdir())
+    assert folders.count("source_only") == 1 and "statistics-of-source_only" in folders
+    tables = [RunFolder(tmp_path / n).done["table"][0]["iou"] for n in ("plain", "adabn")]
+    assert tables[0] != tables[1]
+
+
+def test_a_damaged_artefact_is_named_and_refused(mini_data, tmp_path, capsys):
+    assert run(mini_data, tmp_path, "--name", "a", "stages=[adversarial]") == 0
+    (path,) = tmp_path.glob("artefacts/adversarial-*/checkpoint.pt")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert run(mini_data, tmp_path, "--name", "b", "stages=[adversarial,spcl]") == 2
+    assert f"{path} is damaged or missing" in capsys.readouterr().err
+
+
+def test_training_never_opens_the_labels_of_the_target(mini_data, tmp_path, monkeypatch):
+    """Labels are read from the source while training, from the evaluation split after it."""
+    from spcl.data.shards import ShardSet
+
+    opened = []
+    label = ShardSet.label
+
+    def spy(self, index):
+        artefacts = tmp_path / "artefacts"
+        trained = len(list(artefacts.glob("self_training-*"))) if artefacts.exists() else 0
+        opened.append((self.name, trained))
+        return label(self, index)
+
+    monkeypatch.setattr(ShardSet, "label", spy)
+    assert run(mini_data, tmp_path, "--name", "a") == 0
+    assert {name for name, _ in opened} == {"streets/sim/train", "streets/real/val"}
+    assert all(trained for name, trained in opened if name == "streets/real/val")
+
+
+def test_seeds_end_with_their_mean(mini_data, tmp_path, capsys):
+    assert run(mini_data, tmp_path, "--method", "source_only", "--seeds", "0,3", "--name", "s") == 0
+    out = capsys.readouterr().out
+    assert "mean over 2 seeds, 95 % t interval" in out
+    assert RunFolder(tmp_path / "s-s3").done["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "street"], "benchmark 'street' is unknown; did you mean 'streets'"),
+        (["--method", "spcll"], "method 'spcll' is unknown; did you mean 'spcl'"),
+        (["spcl.temprature=1"], "'spcl.temprature' is unknown; did you mean 'spcl.temperature'"),
+        (["spcl.prototype_momentum=1.5"], "spcl.prototype_momentum must be at most 1.0, got 1.5"),
+        (["stages=[spcl]"], "stage 'spcl' starts from a trained network"),
+        (["stages=[adversarial,spcll]"], "stage 'spcll' is unknown; did you mean 'spcl'"),
+        (["spcl.horizon=3"], "spcl.horizon must be at least spcl.steps"),
+        (["train.workers=3"], "must be divisible by the workers, got batch 4 and 3 workers"),
+        (["train.batch"], "a setting is given as key=value, got 'train.batch'"),
+        (["--config", "/nowhere.yaml"], "cannot read the config /nowhere.yaml"),
+        (["--seeds", "4..1"], "--seeds must look like 0..4 or 0,3,5, got '4..1'"),
+        (["--benchmark", "gta5"], "write them with: python ray_jobs/ingest.py --dataset gta5"),
+        (["train.device=cuda"], "train.device=cuda needs a GPU"),
+        (["model.norm=frozen", "model.target_statistics=estimated"], "model.norm=domain"),
+    ],
+)
+def test_bad_input_is_one_clear_line(mini_data, tmp_path, capsys, arguments, message):
+    if "train.device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert run(mini_data, tmp_path, "--name", "bad", *arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert err.startswith("error: ") and message in err and "\n" not in err
+
+
+def test_storage_that_cannot_be_written(mini_data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(mini_data, tmp_path / "file" / "runs") == 2
+    assert "results must be writable" in capsys.readouterr().err
+
+
+def test_a_name_belongs_to_one_configuration(finished, mini_data, capsys):
+    assert run(mini_data, finished, "--name", "full", "spcl.temperature=7") == 2
+    err = capsys.readouterr().err
+    assert "run 'full' exists with other settings (spcl.temperature: 0.1 -> 7.0)" in err
+
+
+@pytest.fixture
+def own_data(mini_data, tmp_path) -> Path:
+    """A copy of the data that a test may damage."""
+    return Path(shutil.copytree(mini_data, tmp_path / "data"))
+
+
+def test_a_damaged_shard_is_named(own_data, tmp_path, capsys):
+    shard = sorted((own_data / "streets/sim/train").glob("*.arrow"))[0]
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"IDAT") + 20
+    data[at] ^= 0xFF
+    shard.write_bytes(data)
+    code = run(own_data, tmp_path, "--method", "source_only", "source_only.steps=40")
+    assert code == 2
+    err = capsys.readouterr().err
+    assert "checksum" in err and shard.name in err
+
+
+def test_shards_of_another_schema_are_refused(own_data, tmp_path, capsys):
+    path = own_data / "streets/sim/train/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["schema"] = 99
+    path.write_text(json.dumps(manifest))
+    assert run(own_data, tmp_path) == 2
+    assert "99" in capsys.readouterr().err
+
+
+def test_empty_shards_are_refused(own_data, tmp_path, capsys):
+    for path in (own_data / "streets/sim/train").glob("*.arrow"):
+        os.remove(path)
+    assert run(own_data, tmp_path) == 2
+    assert "streets/sim/train" in capsys.readouterr().err
