@@ -44,9 +44,7 @@ def pixel_contrast(
         dots = torch.bmm(keys.expand(len(flat), -1, -1), flat)  # (B, K, h*w)
         norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=EPSILON)
         logits = dots / (norms * temperature)
-        # Where no class is seen no pixel counts, and a row of -inf alone would make NaN gradients.
-        hidden = ~seen & seen.any()
-        logits = logits.masked_fill(hidden[:, None], -torch.inf)
+        logits = logits.masked_fill(~seen[:, None], -torch.inf)
 
         labels = labels.flatten(1).long()
         valid = (labels != IGNORE_INDEX) & seen[labels.clamp(max=len(seen) - 1)]
