@@ -56,7 +56,9 @@ class Evaluation:
 class Model:
     name: str = setting("deeplabv2_resnet101", "paper", choices=tuple(MODELS))
     norm: str = setting(
-        "auto", "ours: frozen for DeepLab, domain for tiny", choices=("auto", "frozen", "domain")
+        "auto",
+        "paper: frozen with pre-trained weights; ours: domain without",
+        choices=("auto", "frozen", "domain"),
     )
     weights: str = setting("auto", "ours: imagenet for DeepLab, none for tiny; or a file's path")
     aspp_branches: int = setting(4, "SPCL's code; 2 is the AdaptSegNet lineage", choices=(2, 4))
@@ -131,7 +133,8 @@ class _Config:
 
     @property
     def norm(self) -> str:
-        default = "domain" if self.model.name == "tiny" else "frozen"
+        # Frozen statistics are those that pre-trained weights bring; without any they'd be nothing.
+        default = "domain" if self.weights == "none" else "frozen"
         return default if self.model.norm == "auto" else self.model.norm
 
     @property
