@@ -1,0 +1,67 @@
+import pickle
+
+import pytest
+import torch
+
+from spcl.data.loader import Steps, StoredLabels, Stream, rank_indices
+from spcl.data.shards import ShardSet
+from spcl.data.transforms import Augment
+
+
+@pytest.fixture(scope="module")
+def steps(mini_data):
+    augment = Augment((32, 64), jitter=(0.4, 0.4, 0.4, 0.1), flip=0.5, scale=(0.8, 1.2))
+    source, target = (ShardSet(mini_data / "streets" / n / "train") for n in ("sim", "real"))
+    streams = (
+        Stream("x/source", source, augment, StoredLabels(source), 0, class_balanced=True),
+        Stream("x/target", target, augment, None, 0),
+    )
+    return lambda rank=0, world=1: Steps(*streams, batch=4, rank=rank, world_size=world)
+
+
+def same(one, other) -> bool:
+    names = ("source_image", "source_label", "target_image")
+    return all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
+
+
+def test_the_number_of_loader_workers_changes_nothing(steps):
+    alone, helped = (list(steps().batches(0, 6, workers)) for workers in (0, 2))
+    assert len(alone) == 6 and all(map(same, alone, helped))
+
+
+def test_starting_late_is_the_tail_of_starting_early(steps):
+    whole, tail = list(steps().batches(0, 6, 0)), list(steps().batches(4, 6, 0))
+    assert all(map(same, whole[4:], tail))
+
+
+def test_two_ranks_read_what_one_reads(steps):
+    alone, first, second = steps()[3], steps(0, 2)[3], steps(1, 2)[3]
+    for name in ("source_image", "source_label", "target_image"):
+        halves = torch.stack([getattr(first, name), getattr(second, name)], 1).flatten(0, 1)
+        assert torch.equal(getattr(alone, name), halves)
+
+
+def test_a_target_without_pseudo_labels_has_no_labels(steps):
+    assert steps()[0].target_label is None
+
+
+def test_a_stream_survives_pickling(steps):
+    again = pickle.loads(pickle.dumps(steps()))
+    assert same(again[5], steps()[5])
+
+
+def test_sample_ids_name_what_a_step_reads(steps):
+    ids = steps(1, 2).sample_ids(2)
+    assert len(ids["source"]) == len(ids["target"]) == 4
+    assert ids["source"][0].startswith("streets/sim/")
+
+
+def test_a_batch_that_ranks_cannot_share_is_an_error(steps):
+    with pytest.raises(ValueError, match="batch 4 must be divisible by world size 3"):
+        steps(0, 3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_a_pass_reads_each_image_once(world):
+    parts = [rank_indices(5, rank, world).tolist() for rank in range(world)]
+    assert sorted(i for part in parts for i in part) == list(range(5))
