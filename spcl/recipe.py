@@ -4,6 +4,7 @@ Runs on every rank alike, under plain Python, torchrun or Ray; what is stored de
 to do, so a killed run continues by running the same command.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class Recipe:
         torch.set_flush_denormal(True)
         torch.set_num_threads(config.train.threads)
         if config.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
             torch.use_deterministic_algorithms(True)
         if distributed.rank() == 0:
             about = describe(config, self.stages, self.shards, self.run.name)

@@ -56,6 +56,8 @@ def fit(
     device = around.device
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     method.to(device, memory_format=layout).train()
+    if train.compile:
+        method.segmentor.compile()
     optimizers = method.optimizers()
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     start = _resume(name, method, optimizers, checkpoints, around)
@@ -156,11 +158,12 @@ class Window:
     def read(self, data: Steps, stage: str) -> tuple[dict[str, float], float]:
         """Mean of each term over the window and all ranks, and steps per second; then clear."""
         sums = distributed.all_reduce(self.sums)
-        worst = max(distributed.gather(int(self.first_bad)))
-        if worst >= 0:
-            ids = "; ".join(f"{k}: {', '.join(v)}" for k, v in data.sample_ids(worst).items())
+        bad = [step for step in distributed.gather(int(self.first_bad)) if step >= 0]
+        if bad:
+            first = min(bad)  # where it began: the others follow a step later
+            ids = "; ".join(f"{k}: {', '.join(v)}" for k, v in data.sample_ids(first).items())
             raise TrainingError(
-                f"the loss of stage {stage!r} must stay finite, but it was not at step {worst} "
+                f"the loss of stage {stage!r} must stay finite, but it was not at step {first} "
                 f"(samples {ids}); lower {stage}.learning_rate or look at these samples"
             )
         values = (sums[0] / sums[1].clamp(min=1)).tolist()

@@ -206,3 +206,12 @@ def test_bfloat16_stays_close_to_float32(tmp_path):
     for one, other in zip(single, half, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], rel=3e-2)
     assert TRAIN.dtype == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_compiled_network_learns_the_same(tmp_path):
+    plain = train(method("spcl", steps=5), tmp_path / "a")
+    compiled = train(method("spcl", steps=5), tmp_path / "b", compile=True)
+    for one, other in zip(plain, compiled, strict=True):
+        assert other["losses"] == pytest.approx(one["losses"], abs=1e-4)
