@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 
 from spcl.errors import UserError
 
@@ -14,6 +15,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Without a GPU Ray would hide the devices from its workers; it warns that this will change.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: no node is taken away here
+    "RAY_USAGE_STATS_ENABLED": "0",  # nobody was asked
 }
 
 
@@ -28,21 +31,33 @@ def connect(address: str | None) -> None:
     UserError if nothing answers there.  Never a plain `ray.init()`: it joins any cluster it finds.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
+    local = address == "local"
+    if local:
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        # Without byte code every worker would parse torch and ray anew, which takes twice as long.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     import ray  # seconds: after every check that needs no cluster
 
     if ray.is_initialized():
         return
-    options = {"include_dashboard": False} if address == "local" else {}
+    where = "on this machine" if local else f"at {address}"
+    print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
+    options = {"include_dashboard": False} if local else {}
     try:
         _reach(address)
-        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (OSError, ValueError) as error:  # ConnectionError is an OSError
+    except OSError as error:
         raise UserError(
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or "
             f"give no --address to use this machine alone"
+        ) from None
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot use Ray {where} ({reason}); all nodes need one version of Ray and Python, "
+            f"one token, and RAY_AUTH_MODE=token where it was started so"
         ) from None
 
 
@@ -52,6 +67,14 @@ def _reach(address: str) -> None:
     if colon and port.isdigit():
         with contextlib.closing(socket.create_connection((host, int(port)), REACH_SECONDS)):
             pass
+
+
+def worker_resources(device: str) -> dict[str, float]:
+    """What one training worker reserves: a GPU where the cluster has some and `device` allows."""
+    import ray
+
+    gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
 
 
 def check_resources(workers: int, per_worker: dict[str, float]) -> None:

@@ -3,12 +3,15 @@
 import argparse
 import json
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
 from spcl import cli, launch
@@ -17,6 +20,9 @@ from spcl.launch import Request
 from spcl.lease import Lease
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
@@ -87,24 +93,36 @@ def _check_job_paths(arguments: argparse.Namespace) -> None:
 
 def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
-    import ray
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
+    trainer = _trainer(request, run, arguments, name)
+    (run.folder / "FAILED.json").unlink(missing_ok=True)
+    with _Progress(run):
+        error = _fit(trainer)
+    if not run.done:
+        if not run.failed:
+            run.fail(_explain(run, name, error), type(error).__name__)
+        raise UserError(run.failed["error"])
+    for launched in (run.folder / "ray").iterdir():
+        if launched.name != name:
+            shutil.rmtree(launched, ignore_errors=True)
 
-    if not ray.is_initialized():
-        cluster.connect(arguments.address)
+
+def _trainer(
+    request: Request, run: RunFolder, arguments: argparse.Namespace, name: str
+) -> "TorchTrainer":
+    cluster.connect(arguments.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_jobs.worker import pack, train_worker
 
     train = request.config.train
-    gpu = train.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-    per_worker = {"GPU": 1, "CPU": 1} if gpu else {"CPU": 1}
+    per_worker = cluster.worker_resources(train.device)
     cluster.check_resources(train.workers, per_worker)
-
-    launch_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    trainer = TorchTrainer(
+    gpu = "GPU" in per_worker
+    return TorchTrainer(
         train_worker,
-        train_loop_config=pack(request, launch_id),
+        train_loop_config=pack(request, name),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
         scaling_config=ScalingConfig(
             num_workers=train.workers,
@@ -115,59 +133,69 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
         # Ray's own record of a launch is disposable: a restarted worker and a new launch both
         # continue from our checkpoints.
         run_config=RunConfig(
-            name=launch_id,
+            name=name,
             storage_path=str(run.folder / "ray"),
             failure_config=FailureConfig(
                 max_failures=RETRIES, controller_failure_limit=START_FAILURES
             ),
         ),
     )
-    with _Watch(run):
-        try:
-            trainer.fit()
-        except SystemExit:  # how Ray ends after Ctrl-C
-            raise KeyboardInterrupt from None
-        except Exception as error:
-            raise UserError(_explain(run, error)) from error
-    failed = run.failed
-    if not run.done:
-        reason = failed["error"] if failed else "the workers ended without a result"
-        raise UserError(reason)
 
 
-def _explain(run: RunFolder, error: Exception) -> str:
-    lines = [f"training failed: {str(error).strip().splitlines()[0]}"]
-    for log in sorted((run.folder / "logs").glob("worker-*.log")):
+def _fit(trainer: "TorchTrainer") -> Exception | None:
+    """Train to the end; returns Ray's error, if any.  KeyboardInterrupt on Ctrl-C and SIGTERM."""
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        trainer.fit()
+    except SystemExit:  # how Ray ends after Ctrl-C
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        return error
+    finally:
+        for sign, handler in handlers.items():  # Ray leaves its own for Ctrl-C in place
+            signal.signal(sign, handler)
+    return None
+
+
+def _explain(run: RunFolder, name: str, error: BaseException | None) -> str:
+    """Why a launch ended without DONE.json or FAILED.json, with the end of its workers' output."""
+    reason = "the workers ended without a result"
+    if error is not None:
+        reason = " ".join(str(error).split("\n")[:2])
+    lines = [f"training failed: {reason}"]
+    for log in sorted((run.folder / "logs").glob(f"{name}-*.log")):
         tail = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
         lines += [f"--- end of {log}", *tail]
     return "\n".join(lines)
 
 
-class _Watch:
+class _Progress(threading.Thread):
     """Follows metrics.jsonl, which rank 0 writes, and draws the live line."""
 
     def __init__(self, run: RunFolder):
+        super().__init__(daemon=True)
         self.path = run.folder / "metrics.jsonl"
         self.offset = self.path.stat().st_size if self.path.exists() else 0
         self.live = LiveLine()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.over = threading.Event()
 
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
+    def __enter__(self) -> "_Progress":
+        self.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._show_new()
+        self.over.set()
+        self.join()
         self.live.end()
 
-    def _follow(self) -> None:
-        while not self._stop.wait(POLL):
-            self._show_new()
+    def run(self) -> None:
+        while not self.over.wait(POLL):
+            self.show()
+        self.show()
 
-    def _show_new(self) -> None:
+    def show(self) -> None:
+        """Show what is new."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
@@ -176,7 +204,10 @@ class _Watch:
                 if not line.endswith(b"\n"):
                     break  # still being written
                 self.offset += len(line)
-                self.live.show(json.loads(line))
+                try:
+                    self.live.show(json.loads(line))
+                except ValueError:  # half a line, left by a killed worker
+                    continue
 
 
 if __name__ == "__main__":

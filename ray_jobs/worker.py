@@ -1,17 +1,17 @@
 """Where Ray Train meets spcl: what runs on each worker.
 
 Workers import this module by name, so it stays importable and free of driver state.  A mistake of
-ours or the user's is written to FAILED.json and *returned*: raised, Ray would try it again.
+ours or the user's goes to FAILED.json, where the driver sees it; only what is left, lost workers,
+is for Ray to try again.
 """
 
-import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch.distributed as dist
 from ray.train import Checkpoint
 
 from spcl import distributed
@@ -40,28 +40,21 @@ def train_worker(job: dict[str, Any]) -> None:
     )
     run = RunFolder(request.storage / request.name)
     context = ray.train.get_context()
-    _redirect_output(run.folder / "logs" / f"worker-{context.get_world_rank()}.log")
-    if _failed(run, job["launch"]):
-        return
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    _redirect_output(run.folder / "logs" / f"{job['launch']}-rank{rank}.log")
+    sys.stderr.write(
+        f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
+    )
+    if any(distributed.gather(run.failed is not None)):
+        return  # restarted after the failure below
     try:
         device = choose_device(request.config.train, context.get_local_rank())
         summary = run_on_rank(request, device, ray.train.report)
         _report_final(request, summary)
     except UserError as error:
-        run.fail(str(error), type(error).__name__, launch=job["launch"])
-        if dist.is_initialized():
-            dist.destroy_process_group()  # wakes ranks that wait for this one
-    except RuntimeError:
-        if not _failed(run, job["launch"]):
-            raise  # not ours: Ray restarts the group, and it resumes
-
-
-def _failed(run: RunFolder, launch: str) -> bool:
-    """Has a rank of this launch given up?"""
-    try:
-        return json.loads((run.folder / "FAILED.json").read_text()).get("launch") == launch
-    except (OSError, ValueError):
-        return False
+        run.fail(str(error), type(error).__name__)
+        if world_size > 1:
+            raise  # a rank that waits for this one hears of it only when Ray stops the group
 
 
 def _report_final(request: Request, summary: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from spcl.data.batch import Batch
 from spcl.data.sampling import ClassBalanced, Uniform, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
+from spcl.errors import UserError
 
 
 class Labels(Protocol):
@@ -107,14 +108,33 @@ class Steps(Dataset):
     def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
         """The batches of steps start .. stop-1, in order."""
         loader = DataLoader(
-            self,
+            _Careful(self),
             batch_size=None,  # an item is a batch already
             sampler=range(start, stop),
             num_workers=workers,
             pin_memory=pin,
             prefetch_factor=4 if workers else None,
         )
-        return iter(loader)
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Careful(Dataset):
+    """Hands a UserError over as an item: raised in a DataLoader worker, it would arrive as text.
+
+    A user would then read a traceback in place of one clear line.
+    """
+
+    steps: Steps
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.steps[step]
+        except UserError as error:
+            return error
 
 
 def rank_indices(size: int, rank: int, world_size: int) -> np.ndarray:
