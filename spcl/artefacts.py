@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spcl import atomic, distributed
 from spcl.errors import DataError
+from spcl.lease import process_is_alive
 from spcl.stages import Stage
 
 SCHEMA = 1
@@ -53,6 +54,7 @@ class ArtefactStore:
         name = distributed.gather(f".{stage.folder}.{_process()}.tmp")[0]
         temporary = self.root / name
         if distributed.rank() == 0:
+            self._sweep()
             temporary.mkdir(parents=True, exist_ok=True)
         distributed.barrier()
         try:
@@ -64,6 +66,13 @@ class ArtefactStore:
         finally:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes of this host left half-written."""
+        for leftover in self.root.glob(f".*.{socket.gethostname()}-*.tmp"):
+            pid = int(leftover.name.removesuffix(".tmp").rsplit("-", 1)[1])
+            if not process_is_alive(pid):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _publish(self, stage: Stage, temporary: Path) -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())

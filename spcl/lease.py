@@ -79,12 +79,13 @@ class Lease:
         holder = self._read()
         if holder is None:
             return None
-        dead = holder["host"] == self._mine["host"] and not _alive(holder["pid"])
+        dead = holder["host"] == self._mine["host"] and not process_is_alive(holder["pid"])
         age = time.time() - self.path.stat().st_mtime
         return None if dead or age > EXPIRES else holder
 
 
-def _alive(pid: int) -> bool:
+def process_is_alive(pid: int) -> bool:
+    """Does a process of this host have that id?"""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,6 +8,7 @@
 Needs no torch and no ray: aggregators read thousands of these.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -79,7 +80,12 @@ class RunFolder:
 
     @property
     def bytes(self) -> int:
-        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        """Size on disk; files that vanish meanwhile count as nothing."""
+        total = 0
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
