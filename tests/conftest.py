@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from clusters import cluster as cluster  # fixtures
+from clusters import commands as commands
 
 # Two threads on two cores that run other things too wait for each other most of the time, and the
 # number of threads is part of what "the same bits" means.
