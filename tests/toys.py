@@ -56,7 +56,9 @@ class Stripes(Steps):
         return (self[step] for step in range(start, stop))
 
     def sample_ids(self, step: int) -> dict[str, list[str]]:
-        return {"source": [f"stripe-{p}" for p in range(step * self.batch, (step + 1) * self.batch)]}
+        return {
+            "source": [f"stripe-{p}" for p in range(step * self.batch, (step + 1) * self.batch)]
+        }
 
 
 class ThreeConvolutions(nn.Module):
