@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 from spcl import cli
 from spcl.results.store import RunFolder, read_confusions
 from spcl.train import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(data: Path, storage: Path, *arguments: str) -> int:
@@ -154,6 +158,23 @@ def test_seeds_end_with_their_mean(mini_data, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mean over 2 seeds, 95 % t interval" in out
     assert RunFolder(tmp_path / "s-s3").done["seed"] == 3
+
+
+@pytest.mark.timeout(240)
+def test_torchrun_with_two_processes_gives_nearly_the_run_of_one(finished, mini_data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "spcl.train"]
+    command += ["--data", str(mini_data), "--storage", str(tmp_path), "--name", "two", *MINI]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mIoU-tail") == 2  # the table and its last line, of rank 0 alone
+    one, two = states(finished), states(tmp_path)
+    assert two.keys() <= one.keys()
+    for name in two:
+        for key, value in two[name].items():
+            assert torch.allclose(value.double(), one[name][key].double(), atol=2e-2), (name, key)
+    (path,) = tmp_path.glob("artefacts/predictions-of-adversarial-*/histogram.npy")
+    assert np.load(path).sum() == 16 * 32 * 64  # every pixel of every target image, once
 
 
 @pytest.mark.parametrize(
