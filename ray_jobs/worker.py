@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from spcl import distributed
 from spcl.config import from_dict
@@ -48,7 +49,8 @@ def train_worker(job: dict[str, Any]) -> None:
     if any(distributed.gather(run.failed is not None)):
         return  # restarted after the failure below
     try:
-        device = choose_device(request.config.train, context.get_local_rank())
+        # Ray decides which of a node's GPUs are this worker's.
+        device = choose_device(request.config.train, get_device().index or 0)
         summary = run_on_rank(request, device, ray.train.report)
         _report_final(request, summary)
     except UserError as error:
