@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import stats
-
 CONFIDENCE = 0.95
 
 
@@ -39,6 +37,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean = math.fsum(values) / n
     if n < 2:
         return mean, None
+    from scipy import stats  # most of a second, for the commands that need no interval
+
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
 
