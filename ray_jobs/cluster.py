@@ -42,7 +42,6 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     where = "on this machine" if local else f"at {address}"
-    print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     options = {"include_dashboard": False} if local else {}
     try:
         _reach(address)
@@ -51,6 +50,7 @@ def connect(address: str | None) -> None:
             f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or "
             f"give no --address to use this machine alone"
         ) from None
+    print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Request:
 
 def requests(arguments: argparse.Namespace) -> list[Request]:
     """The runs a command line asks for, checked as far as possible without starting anything."""
+    if arguments.name is not None:
+        check_name(arguments.name)
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     check_batches(config, config.train.workers)
     data, storage = data_root(arguments.data), cli.storage_root(arguments.storage)
@@ -46,6 +49,16 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         name = f"{base}-s{seed}" if seeds or not arguments.name else base
         made.append(Request(one, data, storage, name))
     return made
+
+
+def check_name(name: str) -> None:
+    """ConfigError unless a run can be a folder of this name in the storage."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ConfigError(f"--name must be letters, digits, '.', '_' and '-', got {name!r}")
+    if name == "artefacts":
+        raise ConfigError(
+            "--name must not be 'artefacts', the folder where runs share their stages"
+        )
 
 
 def default_name(config: Config) -> str:

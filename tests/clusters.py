@@ -33,6 +33,7 @@ PLAIN = {
     "RAY_worker_niceness": "0",
     # A detached actor of Ray Train outlives every run, and stopping would wait for it.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less to start
     # By default a report waits up to 2 s for Ray's controller.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
@@ -177,18 +178,13 @@ class Commands:
     def __init__(self, folder: Path):
         self.folder, self.started = folder, []
 
-    def start(
-        self, program: str, arguments: Sequence[object], environment: Mapping[str, str]
-    ) -> Command:
-        """`program` is a Python file of the repository."""
-        line = [sys.executable, program, *map(str, arguments)]
-        self.started.append(Command(line, environment, self.folder))
+    def start(self, line: Sequence[object], environment: Mapping[str, str]) -> Command:
+        """`line` is what stands after `python`."""
+        self.started.append(Command([sys.executable, *map(str, line)], environment, self.folder))
         return self.started[-1]
 
-    def run(
-        self, program: str, arguments: Sequence[object], environment: Mapping[str, str]
-    ) -> Command:
-        command = self.start(program, arguments, environment)
+    def run(self, line: Sequence[object], environment: Mapping[str, str]) -> Command:
+        command = self.start(line, environment)
         command.finish()
         return command
 

@@ -18,6 +18,9 @@ RECIPE = (
 )
 
 
+TRAIN = "ray_jobs/train.py"
+
+
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:
     """A command line after its program; settings in `more` win over RECIPE's."""
     return ["--data", str(data), "--storage", str(storage), "--name", name, *RECIPE, *more]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Command, Commands, RayCluster, environment, wait_until
-from mini import ADAPTATION_STEPS, arguments, assert_same_bits, messages, reached
+from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
 
 from spcl import cli
 from spcl.results.store import RunFolder
@@ -14,8 +14,6 @@ from spcl.train import main as plain_main
 
 # A hang is what the limits look for: they are generous.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-
-TRAIN = "ray_jobs/train.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def finished(
     """The recipe through Ray with one worker."""
     storage = tmp_path_factory.mktemp("ray")
     line = arguments(mini_data, storage, "one")
-    command = commands.run(TRAIN, line, cluster.environment)
+    command = commands.run([TRAIN, *line], cluster.environment)
     assert command.code == 0, command.err
     return RunFolder(storage / "one"), command
 
@@ -74,18 +72,9 @@ def test_a_finished_command_says_so_without_ray(finished, commands, mini_data):
     run, _ = finished
     line = arguments(mini_data, run.folder.parent, "one")
     nowhere = environment({"RAY_ADDRESS": "127.0.0.1:9"})  # joining that would be an error
-    again = commands.run(TRAIN, line, nowhere)
+    again = commands.run([TRAIN, *line], nowhere)
     assert again.code == 0 and again.err == ""
     assert again.out.startswith("one is finished already\n") and "mIoU" in again.out
-
-
-def test_another_name_reuses_every_stage(finished, commands, cluster, mini_data):
-    run, _ = finished
-    line = arguments(mini_data, run.folder.parent, "other")
-    other = commands.run(TRAIN, line, cluster.environment)
-    assert other.code == 0, other.err
-    expected = [text.replace("started", "done before, reused") for text in messages(run)]
-    assert messages(RunFolder(run.folder.parent / "other")) == expected
 
 
 def test_two_workers_agree_with_one(commands, cluster, mini_data, tmp_path):
@@ -97,7 +86,7 @@ def test_two_workers_agree_with_one(commands, cluster, mini_data, tmp_path):
     gentle = ("adversarial.learning_rate=0.002", "spcl.learning_rate=0.001")
     one, two = (arguments(mini_data, tmp_path / n, n, *shared, *gentle) for n in ("one", "two"))
     assert cli.guarded(plain_main, one) == 0
-    command = commands.run(TRAIN, [*two, "--workers", 2], cluster.environment)
+    command = commands.run([TRAIN, *two, "--workers", 2], cluster.environment)
     assert command.code == 0, command.err
     runs = [RunFolder(tmp_path / n / n) for n in ("one", "two")]
     left, right = ({(r["stage"], r["step"]): r["losses"] for r in x.metrics()} for x in runs)
@@ -115,7 +104,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_continues(
     run = RunFolder(tmp_path / "runs/r")
     line = arguments(mini_data, tmp_path / "runs", "r")
     alone = environment({"HOME": str(tmp_path)})  # where Ray puts a token
-    first = commands.start(TRAIN, line, alone)
+    first = commands.start([TRAIN, *line], alone)
     wait_until(lambda: first.code is not None or reached(run, "spcl", 12), 150, "spcl runs")
     os.killpg(first.process.pid, signal.SIGINT)  # as a terminal does
     assert first.finish(60) == 130
@@ -125,7 +114,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_continues(
     ]
     assert not run.done and not run.failed and not (run.folder / "lease.json").exists()
 
-    second = commands.run(TRAIN, line, cluster.environment)
+    second = commands.run([TRAIN, *line], cluster.environment)
     assert second.code == 0, second.err
     assert any(text.startswith("spcl: resumed at step ") for text in messages(run))
     assert_same_bits(run, plain)
