@@ -13,7 +13,7 @@ from spcl.checkpoint import Checkpoints
 from spcl.config import Train
 from spcl.data.batch import Batch
 from spcl.data.loader import Steps
-from spcl.data.sampling import positions, stream_seed
+from spcl.data.sampling import positions
 from spcl.methods import METHODS
 from spcl.methods.base import Method
 from spcl.models.normalization import NORMS
@@ -134,6 +134,14 @@ def train_on_rank(rank: int, folder: str, name: str, options: dict) -> dict:
     made, data = method(name, **options), Stripes(spoil=_doubled if double else None)
     lines = train(made.double() if double else made, Path(folder), data=data)
     return {"losses": [line["losses"] for line in lines], "state": made.state_dict()}
+
+
+def train_all_on_rank(rank: int, folder: str, cases: dict[str, tuple[str, dict]]) -> dict:
+    """`train_on_rank` of each case in turn: starting processes costs more than training."""
+    return {
+        case: train_on_rank(rank, f"{folder}/{case}", name, dict(options))
+        for case, (name, options) in cases.items()
+    }
 
 
 def _doubled(batch: Batch, step: int) -> Batch:
