@@ -77,14 +77,15 @@ def worker_resources(device: str) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
 
 
-def check_resources(workers: int, per_worker: dict[str, float]) -> None:
-    """UserError where the cluster can never give `workers` times `per_worker`."""
+def shortage(workers: int, per_worker: dict[str, float]) -> str | None:
+    """What the cluster lacks, at its full size, for `workers` times `per_worker`."""
     import ray
 
     have = ray.cluster_resources()
     for name, amount in per_worker.items():
         if workers * amount > have.get(name, 0):
-            raise UserError(
+            return (
                 f"{workers} workers need {workers * amount:g} {name}, but the cluster has "
                 f"{have.get(name, 0):g}; lower --workers or add nodes"
             )
+    return None

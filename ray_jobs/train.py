@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ RETRIES = 3  # restarts of the worker group after lost workers, each from our ne
 START_FAILURES = 3  # attempts at placing the workers; without a limit Ray waits for ever
 COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
 POLL = 0.5  # seconds between looks at metrics.jsonl
+SILENCE = 90  # seconds until a user is told that the cluster may have no room
 SHOWN_LINES = 20  # of a failed worker's output
 
 
@@ -93,42 +95,47 @@ def _check_job_paths(arguments: argparse.Namespace) -> None:
 
 def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
+    cluster.connect(arguments.address)
+    train = request.config.train
+    per_worker = cluster.worker_resources(train.device)
+    short = cluster.shortage(train.workers, per_worker)
+    if short:
+        raise UserError(short)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
-    trainer = _trainer(request, run, arguments, name)
+    trainer = _trainer(request, run, name, per_worker, arguments.placement)
     (run.folder / "FAILED.json").unlink(missing_ok=True)
     with _Progress(run):
         error = _fit(trainer)
     if not run.done:
-        if not run.failed:
-            run.fail(_explain(run, name, error), type(error).__name__)
-        raise UserError(run.failed["error"])
+        if run.failed:  # by a worker, which said why
+            raise UserError(run.failed["error"])
+        # A node may have been lost meanwhile.
+        reason = cluster.shortage(train.workers, per_worker) or _reason(error)
+        run.fail(f"training failed: {reason}", type(error).__name__)
+        raise UserError("\n".join([run.failed["error"], *_last_output(run, name)]))
     for launched in (run.folder / "ray").iterdir():
         if launched.name != name:
             shutil.rmtree(launched, ignore_errors=True)
 
 
 def _trainer(
-    request: Request, run: RunFolder, arguments: argparse.Namespace, name: str
+    request: Request, run: RunFolder, name: str, per_worker: dict[str, float], placement: str
 ) -> "TorchTrainer":
-    cluster.connect(arguments.address)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_jobs.worker import pack, train_worker
 
-    train = request.config.train
-    per_worker = cluster.worker_resources(train.device)
-    cluster.check_resources(train.workers, per_worker)
     gpu = "GPU" in per_worker
     return TorchTrainer(
         train_worker,
         train_loop_config=pack(request, name),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
         scaling_config=ScalingConfig(
-            num_workers=train.workers,
+            num_workers=request.config.train.workers,
             use_gpu=gpu,
             resources_per_worker=per_worker,
-            placement_strategy=arguments.placement,
+            placement_strategy=placement,
         ),
         # Ray's own record of a launch is disposable: a restarted worker and a new launch both
         # continue from our checkpoints.
@@ -158,16 +165,28 @@ def _fit(trainer: "TorchTrainer") -> Exception | None:
     return None
 
 
-def _explain(run: RunFolder, name: str, error: BaseException | None) -> str:
-    """Why a launch ended without DONE.json or FAILED.json, with the end of its workers' output."""
-    reason = "the workers ended without a result"
-    if error is not None:
-        reason = " ".join(str(error).split("\n")[:2])
-    lines = [f"training failed: {reason}"]
+def _reason(error: Exception | None) -> str:
+    """What Ray says, in one line."""
+    if error is None:
+        return "the workers ended without a result"
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        each = "; ".join(f"rank {rank}: {_line(failures[rank])}" for rank in sorted(failures))
+        return f"{each} (after {RETRIES} restarts)"
+    text = _line(getattr(error, "controller_failure", error)).split(". Potential causes")[0]
+    return f"{text}; see what the cluster does with: ray status"
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _last_output(run: RunFolder, name: str) -> Iterator[str]:
+    """The end of what each worker of a launch has written."""
     for log in sorted((run.folder / "logs").glob(f"{name}-*.log")):
-        tail = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
-        lines += [f"--- end of {log}", *tail]
-    return "\n".join(lines)
+        yield f"--- end of {log}"
+        yield from log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
 
 
 class _Progress(threading.Thread):
@@ -190,8 +209,12 @@ class _Progress(threading.Thread):
         self.live.end()
 
     def run(self) -> None:
+        silent_until, start = time.monotonic() + SILENCE, self.offset
         while not self.over.wait(POLL):
             self.show()
+            if self.offset == start and time.monotonic() > silent_until:
+                print("no worker has started yet; see: ray status", file=sys.stderr, flush=True)
+                silent_until = math.inf
         self.show()
 
     def show(self) -> None:

@@ -60,7 +60,7 @@ class RayCluster:
 
 
 @contextmanager
-def started_cluster() -> Iterator[RayCluster]:
+def started_cluster(cpus: int = CPUS) -> Iterator[RayCluster]:
     """Start a head node as the README says, and stop it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: socket paths are limited
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / ".ray/auth_token")}
@@ -74,41 +74,61 @@ def started_cluster() -> Iterator[RayCluster]:
     head = None
     try:
         for _ in range(ATTEMPTS):
-            head, ports = _start_head(folder, token)
-            if _answers(head, ports):
+            gcs, dashboard, agent, client, metrics = free_ports(5)
+            # fmt: off
+            head = _start_node(
+                folder, token, "--head", "--port", gcs, "--num-cpus", cpus,
+                "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent,
+                "--ray-client-server-port", client, "--metrics-export-port", metrics,
+            )
+            # fmt: on
+            if _answers(head, (gcs, dashboard, agent)):
                 break
             stop_group(head, signal.SIGTERM)
         else:
-            pytest.fail(f"Ray did not start: {(folder / 'head.log').read_text()}")
-        yield RayCluster(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", folder, token)
+            pytest.fail(f"Ray did not start: {(folder / 'node.log').read_text()}")
+        yield RayCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", folder, token)
     finally:
         if head:
             stop_group(head, signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_head(folder: Path, token: dict[str, str]) -> tuple[subprocess.Popen, list[int]]:
-    ports = free_ports(5)
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    options = [f"--{n}={p}" for n, p in zip((*names, "metrics-export-port"), ports, strict=True)]
-    with open(folder / "head.log", "ab") as log:
-        head = subprocess.Popen(
-            ["ray", "start", "--head", "--num-cpus", str(CPUS), "--block", *options]
-            + ["--temp-dir", str(folder)],
+@contextmanager
+def second_node(cluster: RayCluster, cpus: int) -> Iterator[subprocess.Popen]:
+    """Another node on this machine; killing its group is the loss of the node."""
+    (agent,) = free_ports(1)
+    # fmt: off
+    node = _start_node(
+        cluster.folder, cluster.token, "--address", cluster.address, "--num-cpus", cpus,
+        "--dashboard-agent-listen-port", agent,
+    )
+    # fmt: on
+    try:
+        if not _answers(node, (agent,)):
+            pytest.fail(f"Ray did not start: {(cluster.folder / 'node.log').read_text()}")
+        yield node
+    finally:
+        stop_group(node, signal.SIGKILL)
+
+
+def _start_node(folder: Path, token: Mapping[str, str], *options: object) -> subprocess.Popen:
+    with open(folder / "node.log", "ab") as log:
+        return subprocess.Popen(
+            ["ray", "start", "--block", "--temp-dir", str(folder), *map(str, options)],
             env=environment(token),
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return head, ports
 
 
-def _answers(head: subprocess.Popen, ports: list[int]) -> bool:
-    """Wait for the ports of GCS, dashboard and agent; False if the head has ended before."""
+def _answers(node: subprocess.Popen, ports: Sequence[int]) -> bool:
+    """Wait until something listens on each port; False if the node ends before."""
     deadline = time.monotonic() + START_SECONDS
-    while not all(_listens(port) for port in ports[:3]):
-        if head.poll() is not None or time.monotonic() > deadline:
+    while not all(_listens(port) for port in ports):
+        if node.poll() is not None or time.monotonic() > deadline:
             return False
         time.sleep(0.1)
     return True
@@ -179,8 +199,7 @@ class Commands:
         self.folder, self.started = folder, []
 
     def start(self, line: Sequence[object], environment: Mapping[str, str]) -> Command:
-        """`line` is what stands after `python`."""
-        self.started.append(Command([sys.executable, *map(str, line)], environment, self.folder))
+        self.started.append(Command([*map(str, line)], environment, self.folder))
         return self.started[-1]
 
     def run(self, line: Sequence[object], environment: Mapping[str, str]) -> Command:

@@ -18,7 +18,7 @@ RECIPE = (
 )
 
 
-TRAIN = "ray_jobs/train.py"
+TRAIN = ("python", "ray_jobs/train.py")
 
 
 def arguments(data: Path, storage: Path, name: str, *more: str) -> list[str]:

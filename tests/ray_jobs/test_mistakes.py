@@ -121,7 +121,7 @@ def test_inside_a_job_results_need_an_absolute_place(given, mini_data, capsys, m
 
 def failed(commands: Commands, cluster, line: list[str]) -> str:
     """The error of a command that had to join the cluster."""
-    command = commands.run([TRAIN, *line], cluster.environment)
+    command = commands.run([*TRAIN, *line], cluster.environment)
     assert command.code == 2, command.out + command.err
     joining, error = command.err.split("\n", 1)
     assert joining.startswith("joining Ray at ")
@@ -182,7 +182,7 @@ def test_processes_started_with_other_settings_end_with_one_line(commands, mini_
         line = arguments(mini_data, tmp_path, "r", f"spcl.temperature={0.1 + rank}")
         started.append(
             commands.start(
-                ["-m", "spcl.train", *line],
+                ["python", "-m", "spcl.train", *line],
                 environment(variables | {"MASTER_ADDR": "127.0.0.1"}),
             )
         )

@@ -1,4 +1,4 @@
-"""The recipe through Ray Train, as a user starts it: one worker, two, interrupted, finished."""
+"""The recipe through Ray Train, as a user starts it: one worker, two, a job, interrupted."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def finished(
     """The recipe through Ray with one worker."""
     storage = tmp_path_factory.mktemp("ray")
     line = arguments(mini_data, storage, "one")
-    command = commands.run([TRAIN, *line], cluster.environment)
+    command = commands.run([*TRAIN, *line], cluster.environment)
     assert command.code == 0, command.err
     return RunFolder(storage / "one"), command
 
@@ -72,9 +72,38 @@ def test_a_finished_command_says_so_without_ray(finished, commands, mini_data):
     run, _ = finished
     line = arguments(mini_data, run.folder.parent, "one")
     nowhere = environment({"RAY_ADDRESS": "127.0.0.1:9"})  # joining that would be an error
-    again = commands.run([TRAIN, *line], nowhere)
+    again = commands.run([*TRAIN, *line], nowhere)
     assert again.code == 0 and again.err == ""
     assert again.out.startswith("one is finished already\n") and "mIoU" in again.out
+
+
+def submit(commands: Commands, cluster: RayCluster, line: list[str]) -> Command:
+    """As the README says; the dashboard's address is given because the port is a free one."""
+    job = ("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--")
+    return commands.run([*job, *TRAIN, *line], environment(cluster.token))
+
+
+def test_a_job_reuses_stored_stages_under_another_name(finished, commands, cluster, mini_data):
+    run, _ = finished
+    job = submit(commands, cluster, arguments(mini_data, run.folder.parent, "job"))
+    assert job.code == 0, job.out + job.err
+    assert "job  (seed 0)" in job.out and "mIoU " in job.out
+    expected = [text.replace("started", "done before, reused") for text in messages(run)]
+    assert messages(RunFolder(run.folder.parent / "job")) == expected
+    # It ran in a copy of the repository, which holds no environment, data or results.
+    (copy,) = cluster.folder.glob(
+        "session_2*/runtime_resources/working_dir_files/_ray_pkg_*[!.zip]"
+    )
+    assert (copy / "ray_jobs/train.py").is_file()
+    assert not {".venv", ".git", "data", "runs"} & {path.name for path in copy.iterdir()}
+    assert sum(path.stat().st_size for path in copy.rglob("*") if path.is_file()) < 5e6
+
+
+def test_a_job_that_fails_says_why_and_is_not_a_success(commands, cluster, mini_data):
+    job = submit(commands, cluster, ["--data", str(mini_data), "--storage", "runs"])
+    assert job.code != 0
+    assert "error: inside a Ray job --storage must be an absolute path" in job.out
+    assert "Traceback" not in job.out.split("error: inside")[0]
 
 
 def test_two_workers_agree_with_one(commands, cluster, mini_data, tmp_path):
@@ -86,7 +115,7 @@ def test_two_workers_agree_with_one(commands, cluster, mini_data, tmp_path):
     gentle = ("adversarial.learning_rate=0.002", "spcl.learning_rate=0.001")
     one, two = (arguments(mini_data, tmp_path / n, n, *shared, *gentle) for n in ("one", "two"))
     assert cli.guarded(plain_main, one) == 0
-    command = commands.run([TRAIN, *two, "--workers", 2], cluster.environment)
+    command = commands.run([*TRAIN, *two, "--workers", 2], cluster.environment)
     assert command.code == 0, command.err
     runs = [RunFolder(tmp_path / n / n) for n in ("one", "two")]
     left, right = ({(r["stage"], r["step"]): r["losses"] for r in x.metrics()} for x in runs)
@@ -104,7 +133,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_continues(
     run = RunFolder(tmp_path / "runs/r")
     line = arguments(mini_data, tmp_path / "runs", "r")
     alone = environment({"HOME": str(tmp_path)})  # where Ray puts a token
-    first = commands.start([TRAIN, *line], alone)
+    first = commands.start([*TRAIN, *line], alone)
     wait_until(lambda: first.code is not None or reached(run, "spcl", 12), 150, "spcl runs")
     os.killpg(first.process.pid, signal.SIGINT)  # as a terminal does
     assert first.finish(60) == 130
@@ -114,7 +143,7 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_continues(
     ]
     assert not run.done and not run.failed and not (run.folder / "lease.json").exists()
 
-    second = commands.run([TRAIN, *line], cluster.environment)
+    second = commands.run([*TRAIN, *line], cluster.environment)
     assert second.code == 0, second.err
     assert any(text.startswith("spcl: resumed at step ") for text in messages(run))
     assert_same_bits(run, plain)

@@ -1,0 +1,105 @@
+"""Processes are killed: the run goes on, or the same command continues it, to the same bits."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from clusters import Command, Commands, RayCluster, environment, wait_until
+from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
+
+from spcl.results.store import RunFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+SEEN_STEP = 12  # past the first checkpoint of the adaptation, far from its end
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: RayCluster,
+    commands: Commands,
+    mini_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, RunFolder]:
+    """The recipe with one and two workers, never stopped, each in a storage of its own."""
+    runs = {}
+    for workers in (1, 2):
+        storage = tmp_path_factory.mktemp(f"undisturbed-{workers}")
+        line = [*TRAIN, *arguments(mini_data, storage, "r"), "--workers", workers]
+        command = commands.run(line, cluster.environment)
+        assert command.code == 0, command.err
+        runs[workers] = RunFolder(storage / "r")
+    return runs
+
+
+def wait_for_adaptation(run: RunFolder, command: Command) -> None:
+    wait_until(
+        lambda: command.code is not None or reached(run, "spcl", SEEN_STEP), 200, "spcl runs"
+    )
+    assert not reached(run, "spcl", ADAPTATION_STEPS), "seen too late to disturb"
+
+
+def assert_resumed_in_adaptation(run: RunFolder) -> None:
+    """Not from the stage's start, and no finished stage was done again."""
+    said = messages(run)
+    (resumed,) = [text for text in said if "resumed at step" in text]
+    assert 10 <= int(re.fullmatch(r"spcl: resumed at step (\d+)", resumed)[1]) < ADAPTATION_STEPS
+    assert said.count("adversarial: started") == 1 and said.count("self_training: started") == 1
+
+
+@pytest.mark.parametrize("where", ["own Ray", "cluster"])
+def test_after_a_killed_driver_the_same_command_ends_with_the_same_bits(
+    where, undisturbed, commands, cluster, mini_data, tmp_path
+):
+    run = RunFolder(tmp_path / "runs/r")
+    line = [*TRAIN, *arguments(mini_data, tmp_path / "runs", "r")]
+    own = environment({"HOME": str(tmp_path)})
+    variables = own if where == "own Ray" else cluster.environment
+    first = commands.start(line, variables)
+    wait_for_adaptation(run, first)
+    first.process.kill()
+    assert first.finish() == -signal.SIGKILL and not run.done
+    assert (run.folder / "lease.json").exists()  # of a dead process
+
+    second = commands.run(line, variables)
+    assert second.code == 0, second.err
+    assert_resumed_in_adaptation(run)
+    assert_same_bits(run, undisturbed[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_goes_on_by_itself_after_a_killed_worker(
+    rank, undisturbed, commands, cluster, mini_data, tmp_path
+):
+    run = RunFolder(tmp_path / "r")
+    line = [*TRAIN, *arguments(mini_data, tmp_path, "r"), "--workers", 2]
+    command = commands.start(line, cluster.environment)
+    wait_for_adaptation(run, command)
+    (log,) = (run.folder / "logs").glob(f"*-rank{rank}.log")
+    pattern = re.compile(rf"^rank {rank} of 2: process (\d+) on ", re.MULTILINE)
+    (process,) = pattern.findall(log.read_text())
+    os.kill(int(process), signal.SIGKILL)
+    assert command.finish() == 0, command.err
+    assert len(pattern.findall(log.read_text())) == 2
+    assert_resumed_in_adaptation(run)
+    assert_same_bits(run, undisturbed[2])
+
+
+def test_a_failure_that_stays_is_explained_with_the_workers_output(
+    commands, cluster, mini_data, tmp_path
+):
+    """A file where the stages should be stored: no user's mistake that spcl knows of."""
+    (tmp_path / "artefacts").touch()
+    run = RunFolder(tmp_path / "r")
+    line = arguments(mini_data, tmp_path, "r", "stages=[adversarial]", "adversarial.steps=2")
+    command = commands.run([*TRAIN, *line], cluster.environment)
+    assert command.code == 2
+    _, error, *output = command.err.splitlines()
+    assert error.startswith("error: training failed: rank 0: NotADirectoryError: [Errno 20]")
+    assert error.endswith("(after 3 restarts)")
+    (log,) = (run.folder / "logs").iterdir()
+    assert output[0] == f"--- end of {log}"
+    assert output[1:] == log.read_text().splitlines()[-20:]
+    assert run.failed["error"] == error.removeprefix("error: ")
