@@ -5,6 +5,7 @@ prints with `LiveLine`.  After a resume some steps stand twice: the last line of
 """
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -82,7 +83,9 @@ class LiveLine:
             return
         text = self.prefix + format_record(record)
         if self.terminal:
-            self.stream.write("\r\x1b[K" + text)
+            # A line that wraps could not be rewritten.
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r\x1b[K" + text[:width])
             self.stream.flush()
             self._open = True
         elif time.monotonic() - self._last > self.PLAIN_EVERY or record["step"] == record["steps"]:
@@ -96,16 +99,17 @@ class LiveLine:
 
 
 def format_record(record: dict[str, Any]) -> str:
-    """ "spcl 400/1000  segmentation 0.512 ...  source mIoU 61.2  210 images/s  ETA 0:31" """
+    """ "spcl 400/1000  ETA 0:31  210 images/s  source mIoU 61.2  segmentation 0.512 ..."
+
+    What a narrow terminal may cut off stands last.
+    """
     parts = [f"{record['stage']} {record['step']}/{record['steps']}"]
-    losses = record.get("losses", {})
-    if losses:
-        parts.append(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-    if record.get("source_miou") is not None:
-        parts.append(f"source mIoU {100 * record['source_miou']:.1f}")
-    if "images_per_second" in record:
-        parts.append(f"{record['images_per_second']:.0f} images/s")
     if "eta_seconds" in record:
         minutes, seconds = divmod(round(record["eta_seconds"]), 60)
         parts.append(f"ETA {minutes}:{seconds:02d}")
+    if "images_per_second" in record:
+        parts.append(f"{record['images_per_second']:.0f} images/s")
+    if record.get("source_miou") is not None:
+        parts.append(f"source mIoU {100 * record['source_miou']:.1f}")
+    parts += [f"{name} {value:.3f}" for name, value in record.get("losses", {}).items()]
     return "  ".join(parts)
