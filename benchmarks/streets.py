@@ -4,7 +4,7 @@
 
 Runs what is not stored yet (stages are shared, a killed run continues) and prints means over seeds
 with 95 % t intervals, and paired differences.  Same network, data, normalisation and batch in every
-row; baselines get as many steps as the whole recipe.  `--rows adversarial` adds adversarial training
+row; baselines get as many steps as the whole recipe.  `--rows adversarial` is adversarial training
 for that long, the slowest row.
 """
 
