@@ -35,7 +35,7 @@ ROWS = {
     "SPCL, λ = 0": ("lambda0", "self_training"),
     "SPCL": ("spcl", "self_training"),
 }
-FIXED = ["train.threads=1", "train.loader_workers=0"]  # part of what "the same bits" means
+FIXED = ["train.threads=1", "train.loader_workers=0"]  # the bits depend on the first alone
 REFERENCE = "SPCL"
 COMPARED = ("source-only", "source-only + AdaBN", "adversarial", "SPCL, λ = 0")
 
