@@ -103,7 +103,7 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
         raise UserError(short)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
     trainer = _trainer(request, run, name, per_worker, arguments.placement)
-    (run.folder / "FAILED.json").unlink(missing_ok=True)
+    run.forget_failure()
     with _Progress(run):
         error = _fit(trainer)
     if not run.done:

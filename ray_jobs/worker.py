@@ -20,7 +20,7 @@ from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
 from spcl.results.store import RunFolder
-from spcl.train import choose_device, run_on_rank
+from spcl.train import run_on_rank
 
 
 def pack(request: Request, launch: str) -> dict[str, Any]:
@@ -50,11 +50,9 @@ def train_worker(job: dict[str, Any]) -> None:
         return  # restarted after the failure below
     try:
         # Ray decides which of a node's GPUs are this worker's.
-        device = choose_device(request.config.train, get_device().index or 0)
-        summary = run_on_rank(request, device, ray.train.report)
+        summary = run_on_rank(request, get_device().index or 0, ray.train.report)
         _report_final(request, summary)
-    except UserError as error:
-        run.fail(str(error), type(error).__name__)
+    except UserError:  # is in FAILED.json
         if world_size > 1:
             raise  # a rank that waits for this one hears of it only when Ray stops the group
 

@@ -36,14 +36,21 @@ def choose_device(train: Train, local_rank: int) -> torch.device:
 
 
 def run_on_rank(
-    request: Request, device: torch.device, report: Report, live: LiveLine | None = None
+    request: Request, local_rank: int, report: Report, live: LiveLine | None = None
 ) -> dict:
-    """Run one request in a process group that exists already (or alone); returns the summary."""
+    """Run one request in a process group that exists already (or alone); returns the summary.
+
+    A UserError goes to FAILED.json, too, and on.
+    """
     run = RunFolder(request.storage / request.name)
     telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
     try:
+        device = choose_device(request.config.train, local_rank)
         around = Surroundings(device, telemetry, report)
         return Recipe(request.config, request.data, run, around)()
+    except UserError as error:
+        run.fail(str(error), type(error).__name__)
+        raise
     finally:
         telemetry.close()
 
@@ -94,13 +101,13 @@ def _run(arguments: argparse.Namespace, local_rank: int) -> int:
                 print(f"{run.name} is finished already")
                 launch.show_done(request, run)
             continue
-        device = choose_device(request.config.train, local_rank)
         if first:
             with Lease(run.folder):
-                run_on_rank(request, device, lambda metrics: None, LiveLine())
+                run.forget_failure()
+                run_on_rank(request, local_rank, lambda metrics: None, LiveLine())
             launch.show_done(request, run)
         else:
-            run_on_rank(request, device, lambda metrics: None)
+            run_on_rank(request, local_rank, lambda metrics: None)
     if first:
         launch.show_seeds(finished)
     return 0

@@ -59,10 +59,14 @@ class RunFolder:
 
     def finish(self, value: dict[str, Any]) -> None:
         self.write("DONE.json", value)
-        (self.folder / "FAILED.json").unlink(missing_ok=True)
+        self.forget_failure()
 
-    def fail(self, error: str, kind: str, **more: Any) -> None:
-        self.write("FAILED.json", {"error": error, "kind": kind} | more)
+    def fail(self, error: str, kind: str) -> None:
+        self.write("FAILED.json", {"error": error, "kind": kind})
+
+    def forget_failure(self) -> None:
+        """A run that is tried again has not failed."""
+        (self.folder / "FAILED.json").unlink(missing_ok=True)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The log lines; a step that stands twice (after a resume) counts by its last line."""

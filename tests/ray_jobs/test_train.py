@@ -91,9 +91,8 @@ def test_a_job_reuses_stored_stages_under_another_name(finished, commands, clust
     expected = [text.replace("started", "done before, reused") for text in messages(run)]
     assert messages(RunFolder(run.folder.parent / "job")) == expected
     # It ran in a copy of the repository, which holds no environment, data or results.
-    (copy,) = cluster.folder.glob(
-        "session_2*/runtime_resources/working_dir_files/_ray_pkg_*[!.zip]"
-    )
+    packages = cluster.folder.glob("session_2*/runtime_resources/working_dir_files/*")
+    (copy,) = (path for path in packages if path.is_dir())
     assert (copy / "ray_jobs/train.py").is_file()
     assert not {".venv", ".git", "data", "runs"} & {path.name for path in copy.iterdir()}
     assert sum(path.stat().st_size for path in copy.rglob("*") if path.is_file()) < 5e6

@@ -10,7 +10,7 @@ from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.methods import METHODS
 from spcl.methods.base import Term, poly_factor
-from spcl.trainer import TrainingError, total
+from spcl.trainer import TrainingError, Window, total
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -231,3 +231,20 @@ def test_a_compiled_network_learns_the_same(tmp_path):
     compiled = train(method("spcl", steps=5), tmp_path / "b", compile=True)
     for one, other in zip(plain, compiled, strict=True):
         assert other["losses"] == pytest.approx(one["losses"], abs=1e-4)
+
+
+def first_bad_step(rank: int) -> str:
+    """Rank 1's loss is not finite at step 2; its gradients spoil rank 0's a step later."""
+    window = Window(torch.device("cpu"))
+    for step in range(5):
+        loss = torch.tensor(float("nan") if step + rank > 2 else 1.0)
+        window.add(step, {"loss": Term(loss, torch.ones(()))}, torch.ones(1), loss)
+    with pytest.raises(TrainingError) as caught:
+        window.read(Stripes(), "toy")
+    return str(caught.value)
+
+
+def test_the_first_step_that_was_not_finite_on_any_rank_is_named():
+    both = run_ranks(first_bad_step, 2)
+    assert both[0] == both[1]
+    assert "at step 2 (samples source: stripe-8, stripe-9, stripe-10, stripe-11)" in both[0]
