@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from clusters import Command, Commands, RayCluster, environment, wait_until
-from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
+from mini import TRAIN, arguments, assert_same_bits, messages, reached
 
 from spcl.results.store import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
+# Workers outlive a killed driver by some seconds; the stage must outlive them.
+STEPS = 400
+LONG = f"spcl.steps={STEPS}"
 SEEN_STEP = 12  # past the first checkpoint of the adaptation, far from its end
 
 
@@ -27,7 +30,7 @@ def undisturbed(
     runs = {}
     for workers in (1, 2):
         storage = tmp_path_factory.mktemp(f"undisturbed-{workers}")
-        line = [*TRAIN, *arguments(mini_data, storage, "r"), "--workers", workers]
+        line = [*TRAIN, *arguments(mini_data, storage, "r", LONG), "--workers", workers]
         command = commands.run(line, cluster.environment)
         assert command.code == 0, command.err
         runs[workers] = RunFolder(storage / "r")
@@ -38,14 +41,14 @@ def wait_for_adaptation(run: RunFolder, command: Command) -> None:
     wait_until(
         lambda: command.code is not None or reached(run, "spcl", SEEN_STEP), 200, "spcl runs"
     )
-    assert not reached(run, "spcl", ADAPTATION_STEPS), "seen too late to disturb"
+    assert not reached(run, "spcl", STEPS), "seen too late to disturb"
 
 
 def assert_resumed_in_adaptation(run: RunFolder) -> None:
     """Not from the stage's start, and no finished stage was done again."""
     said = messages(run)
     (resumed,) = [text for text in said if "resumed at step" in text]
-    assert 10 <= int(re.fullmatch(r"spcl: resumed at step (\d+)", resumed)[1]) < ADAPTATION_STEPS
+    assert 10 <= int(re.fullmatch(r"spcl: resumed at step (\d+)", resumed)[1]) < STEPS
     assert said.count("adversarial: started") == 1 and said.count("self_training: started") == 1
 
 
@@ -54,7 +57,7 @@ def test_after_a_killed_driver_the_same_command_ends_with_the_same_bits(
     where, undisturbed, commands, cluster, mini_data, tmp_path
 ):
     run = RunFolder(tmp_path / "runs/r")
-    line = [*TRAIN, *arguments(mini_data, tmp_path / "runs", "r")]
+    line = [*TRAIN, *arguments(mini_data, tmp_path / "runs", "r", LONG)]
     own = environment({"HOME": str(tmp_path)})
     variables = own if where == "own Ray" else cluster.environment
     first = commands.start(line, variables)
@@ -69,12 +72,27 @@ def test_after_a_killed_driver_the_same_command_ends_with_the_same_bits(
     assert_same_bits(run, undisturbed[1])
 
 
+def test_a_driver_asked_to_end_gives_everything_back(commands, cluster, mini_data, tmp_path):
+    """SIGTERM, from a scheduler or `ray job stop`, is Ctrl-C."""
+    run = RunFolder(tmp_path / "r")
+    command = commands.start(
+        [*TRAIN, *arguments(mini_data, tmp_path, "r", LONG)], cluster.environment
+    )
+    wait_for_adaptation(run, command)
+    command.process.terminate()
+    assert command.finish(60) == 130
+    assert command.err.splitlines()[1:] == [
+        "interrupted; the same command continues where it stopped"
+    ]
+    assert not run.done and not run.failed and not (run.folder / "lease.json").exists()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_goes_on_by_itself_after_a_killed_worker(
     rank, undisturbed, commands, cluster, mini_data, tmp_path
 ):
     run = RunFolder(tmp_path / "r")
-    line = [*TRAIN, *arguments(mini_data, tmp_path, "r"), "--workers", 2]
+    line = [*TRAIN, *arguments(mini_data, tmp_path, "r", LONG), "--workers", 2]
     command = commands.start(line, cluster.environment)
     wait_for_adaptation(run, command)
     (log,) = (run.folder / "logs").glob(f"*-rank{rank}.log")
@@ -93,7 +111,7 @@ def test_a_failure_that_stays_is_explained_with_the_workers_output(
     """A file where the stages should be stored: no user's mistake that spcl knows of."""
     (tmp_path / "artefacts").touch()
     run = RunFolder(tmp_path / "r")
-    line = arguments(mini_data, tmp_path, "r", "stages=[adversarial]", "adversarial.steps=2")
+    line = arguments(mini_data, tmp_path, "r", "stages=[adversarial]", "adversarial.steps=2", LONG)
     command = commands.run([*TRAIN, *line], cluster.environment)
     assert command.code == 2
     _, error, *output = command.err.splitlines()
