@@ -189,7 +189,7 @@ def _image_columns(job: Job, sample: Sample, file: _File) -> dict[str, Any]:
     }
 
 
-def _label_columns(file: _File, train_ids: np.ndarray) -> dict[str, Any]:
+def _label_columns(file: _File, train_ids: np.ndarray, num_classes: int) -> dict[str, Any]:
     counts = np.bincount(train_ids.ravel(), minlength=256)
     buffer = io.BytesIO()
     Image.fromarray(train_ids).save(buffer, "PNG")
@@ -198,7 +198,7 @@ def _label_columns(file: _File, train_ids: np.ndarray) -> dict[str, Any]:
         "label": encoded,
         "label_height": train_ids.shape[0],
         "label_width": train_ids.shape[1],
-        "class_pixels": counts[:NUM_CLASSES].tolist(),
+        "class_pixels": counts[:num_classes].tolist(),
         "ignore_pixels": int(counts[IGNORE_INDEX]),
         "source_label_path": file.path,
         "source_label_sha256": hashlib.sha256(file.data).digest(),
@@ -241,7 +241,7 @@ def read_sample(job: Job, sample: Sample) -> tuple[dict[str, Any] | None, list[P
         return None, problems
     row = _image_columns(job, sample, image)
     if label:
-        row |= _label_columns(label, train_ids)
+        row |= _label_columns(label, train_ids, len(job.metadata["class_names"]))
     problems = _flag(row, image, job.drop_blank)
     return (None if any(p.severity == SKIP for p in problems) else row), problems
 

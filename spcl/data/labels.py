@@ -95,8 +95,11 @@ for _label in _TRAIN:
     TRAIN_TO_LABEL_ID[_label.train_id] = _label.id
 
 
-def colorize(train_ids: np.ndarray) -> np.ndarray:
-    """(H, W) trainIds -> (H, W, 3) uint8 picture; ignored pixels are black."""
-    palette = np.zeros((256, 3), np.uint8)
-    palette[:NUM_CLASSES] = TRAIN_ID_COLORS
-    return palette[train_ids]
+def colorize(train_ids: np.ndarray, palette: np.ndarray = TRAIN_ID_COLORS) -> np.ndarray:
+    """(H, W) trainIds -> (H, W, 3) uint8 picture; ignored pixels are black.
+
+    palette  (K, 3) uint8 colours of the classes
+    """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    return colors[train_ids]

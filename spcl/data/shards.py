@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spcl import atomic
-from spcl.data.labels import NUM_CLASSES
 from spcl.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -37,44 +36,50 @@ def _column(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=not required)
 
 
-# large_binary: plain binary splits a column where it passes 2 GiB.
-SCHEMA = pa.schema(
-    [
-        _column("sample_id", pa.string(), required=True),
-        _column("dataset", pa.string(), required=True),
-        _column("split", pa.string(), required=True),
-        _column("domain_role", pa.string(), required=True),  # source, target or eval
-        _column("image", pa.large_binary(), required=True),
-        _column("image_format", pa.string(), required=True),
-        _column("height", pa.int32(), required=True),
-        _column("width", pa.int32(), required=True),
-        _column("label", pa.large_binary()),
-        _column("label_height", pa.int32()),
-        _column("label_width", pa.int32()),
-        _column("class_pixels", pa.list_(pa.int32(), NUM_CLASSES)),
-        _column("ignore_pixels", pa.int32()),
-        _column("sequence_id", pa.string()),
-        _column("frame_index", pa.int32()),
-        _column("prev_sample_id", pa.string()),
-        _column("prev_image", pa.large_binary()),
-        _column("prev_frame_index", pa.int32()),
-        _column("condition", pa.string()),
-        _column("flags", pa.list_(pa.string()), required=True),
-        _column("source_image_path", pa.string(), required=True),
-        _column("source_label_path", pa.string()),
-        _column("source_image_sha256", pa.binary(32), required=True),
-        _column("source_label_sha256", pa.binary(32)),
-        _column("label_sha256", pa.binary(32)),  # of the mapped pixels, whatever the PNG settings
-        _column("image_crc32", pa.uint32(), required=True),
-        _column("label_crc32", pa.uint32()),
-        _column("extra_json", pa.string()),
-    ]
-)
+def schema(num_classes: int) -> pa.Schema:
+    """The columns of a shard."""
+    # large_binary: plain binary splits a column where it passes 2 GiB.
+    return pa.schema(
+        [
+            _column("sample_id", pa.string(), required=True),
+            _column("dataset", pa.string(), required=True),
+            _column("split", pa.string(), required=True),
+            _column("domain_role", pa.string(), required=True),  # source, target or eval
+            _column("image", pa.large_binary(), required=True),
+            _column("image_format", pa.string(), required=True),
+            _column("height", pa.int32(), required=True),
+            _column("width", pa.int32(), required=True),
+            _column("label", pa.large_binary()),
+            _column("label_height", pa.int32()),
+            _column("label_width", pa.int32()),
+            _column("class_pixels", pa.list_(pa.int32(), num_classes)),
+            _column("ignore_pixels", pa.int32()),
+            _column("sequence_id", pa.string()),
+            _column("frame_index", pa.int32()),
+            _column("prev_sample_id", pa.string()),
+            _column("prev_image", pa.large_binary()),
+            _column("prev_image_crc32", pa.uint32()),
+            _column("prev_frame_index", pa.int32()),
+            _column("condition", pa.string()),
+            _column("flags", pa.list_(pa.string()), required=True),
+            _column("source_image_path", pa.string(), required=True),
+            _column("source_label_path", pa.string()),
+            _column("source_image_sha256", pa.binary(32), required=True),
+            _column("source_label_sha256", pa.binary(32)),
+            _column(
+                "label_sha256", pa.binary(32)
+            ),  # of the mapped pixels, whatever the PNG settings
+            _column("image_crc32", pa.uint32(), required=True),
+            _column("label_crc32", pa.uint32()),
+            _column("extra_json", pa.string()),
+        ]
+    )
 
-_INDEX_SCHEMA = pa.schema(
-    [field for field in SCHEMA if field.name not in _PAYLOAD]
-    + [_column(name, pa.int32(), required=True) for name in ("shard", "batch", "row")]
-)
+
+def _index_schema(num_classes: int) -> pa.Schema:
+    kept = [field for field in schema(num_classes) if field.name not in _PAYLOAD]
+    place = [_column(name, pa.int32(), required=True) for name in ("shard", "batch", "row")]
+    return pa.schema(kept + place)
 
 
 def file_sha256(path: Path) -> str:
@@ -94,16 +99,16 @@ def write_shard(
     described = {
         METADATA_PREFIX + key: json.dumps(value, sort_keys=True) for key, value in metadata.items()
     }
-    schema = SCHEMA.with_metadata(described)
+    columns = schema(len(metadata["class_names"])).with_metadata(described)
     index: list[dict[str, Any]] = []
     pending: list[dict[str, Any]] = []
     batches = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, columns) as writer:
 
         def flush() -> None:
             nonlocal batches
             if pending:
-                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=schema))
+                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=columns))
                 batches += 1
                 pending.clear()
 
@@ -145,13 +150,14 @@ def write_manifest(
     shards  what `write_shard` returned, in order
     """
     rows = [{**row, "shard": n} for n, (_, index) in enumerate(shards) for row in index]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA), folder / INDEX)
+    num_classes = len(metadata["class_names"])
+    pq.write_table(pa.Table.from_pylist(rows, schema=_index_schema(num_classes)), folder / INDEX)
     sizes: dict[str, int] = {}
     for row in rows:
         size = f"{row['width']}x{row['height']}"
         sizes[size] = sizes.get(size, 0) + 1
     labelled = [row["class_pixels"] for row in rows if row.get("class_pixels") is not None]
-    counts = np.array(labelled, np.int64).reshape(-1, NUM_CLASSES)
+    counts = np.array(labelled, np.int64).reshape(-1, num_classes)
     manifest = {
         "schema": SCHEMA_VERSION,
         "metadata": metadata,
@@ -221,7 +227,9 @@ class ShardSet:
     labelled     whether the split holds labels
     sample_ids   N names, in the order of the indices
     image_sizes  (N, 2) int32 [height, width]
-    class_pixels (N, 19) int32 pixels of each trainId, None when unlabelled
+    class_names  K names, in the order of the trainIds
+    palette      (K, 3) uint8 colours of the classes
+    class_pixels (N, K) int32 pixels of each trainId, None when unlabelled
 
     Opening reads the manifest and the index only.  Shards are mapped on first use, in each process
     anew: a pickled ShardSet carries no open file.  DataError if the split is missing, empty,
@@ -241,13 +249,15 @@ class ShardSet:
         self.metadata: dict[str, Any] = manifest["metadata"]
         self.name: str = self.metadata["name"]
         self.labelled: bool = self.metadata["labelled"]
+        self.class_names: list[str] = self.metadata["class_names"]
+        self.palette = np.array(self.metadata["palette"], np.uint8)
         self.fingerprint: str = manifest["fingerprint"]
         self.sample_ids: list[str] = index["sample_id"].to_pylist()
         self.image_sizes = np.stack([_numbers(index, "height"), _numbers(index, "width")], 1)
         self.class_pixels: np.ndarray | None = None
         if self.labelled:
             flat = index["class_pixels"].combine_chunks().flatten()
-            self.class_pixels = flat.to_numpy().reshape(-1, NUM_CLASSES)
+            self.class_pixels = flat.to_numpy().reshape(-1, len(self.class_names))
         self._place = np.stack([_numbers(index, name) for name in ("shard", "batch", "row")], 1)
         self._crc32 = {"image": _numbers(index, "image_crc32")}
         if self.labelled:
