@@ -1,0 +1,262 @@
+"""Views: a converted split with its images resized to a method's working size.
+
+A second, derived shard set, made so that training decodes fewer bytes and resizes nothing.  Images
+are resized by Pillow's BICUBIC and labels by its NEAREST, as `spcl.data.transforms` does at the
+same size (bicubic to +-1); with a random scale the view is resized a second time.  For training
+only: a JPEG view changes pixels, and scores are of labels at their own resolution.
+"""
+
+import datetime
+import hashlib
+import io
+import re
+import socket
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from spcl import atomic
+from spcl.data import shards
+from spcl.data.convert import (
+    REPORT,
+    REPORT_SCHEMA,
+    Done,
+    _check_replaceable,
+    _clock,
+    _is_done,
+    _summary,
+)
+from spcl.data.convert import _only_writer as only_writer
+from spcl.data.convert import _replacing as replacing
+from spcl.data.labels import IGNORE_INDEX
+from spcl.data.shards import ShardSet
+from spcl.errors import DataError
+
+VIEW_VERSION = 1  # raise when the same parent gives other bytes
+MAX_SIDE = 16383  # pixels; the limit of WebP
+_PLACE = ("shard", "batch", "row")  # index columns that belong to the parent's files
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the images of a view are encoded."""
+
+    format: str  # "jpeg", "png" or "webp": Pillow's name in lower case
+    options: tuple[tuple[str, Any], ...] = ()  # of Pillow's save
+
+    def encode(self, picture: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, self.format, **dict(self.options))
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class ViewTask:
+    """One shard of the parent to resize."""
+
+    parent: str
+    folder: str
+    shard: int
+    metadata: dict[str, Any]
+    size: tuple[int, int]
+    codec: Codec
+
+
+def parse_view(text: str) -> tuple[int, int]:
+    """ "1280x720" -> (width, height) = (1280, 720)."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    size = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise DataError(
+            f"the size of a view is WIDTHxHEIGHT in pixels, each 1..{MAX_SIDE}, as 1280x720; "
+            f"got {text!r}"
+        )
+    return size
+
+
+def parse_codec(text: str) -> Codec:
+    """ "jpeg95" (quality 1..100, colour at full resolution), "png" or "webp" (both lossless)."""
+    if text == "png":
+        return Codec("png")
+    if text == "webp":
+        return Codec("webp", (("lossless", True),))
+    found = re.fullmatch(r"jpeg([1-9]\d?|100)", text)
+    if not found:
+        raise DataError(
+            f"the codec of a view is jpeg<quality> (1..100, as jpeg95), png or webp; got {text!r}"
+        )
+    return Codec("jpeg", (("quality", int(found[1])), ("subsampling", 0)))  # 0: 4:4:4
+
+
+def make_view(
+    parent: Path,
+    out: Path,
+    *,
+    name: str,
+    size: tuple[int, int],
+    codec: str,
+    map_tasks: Callable[[Callable[[ViewTask], Done], list[ViewTask]], Iterable[Done]] = map,
+    progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a view of the converted split in `parent` into the folder `out`; returns the report.
+
+    name       the view's data set name, as gta5-1280x720-jpeg95
+    size       (width, height) of every image and label of the view
+    codec      see `parse_codec`
+    map_tasks  like `map`, in any order: where the shards are written, one task each
+    progress   called with the number of samples done and of all
+    overwrite  replace what an earlier view or conversion wrote to `out`
+
+    A sample keeps its sample_id, paths, flags and the hash of its label file as found; class pixels
+    and the hashes of pixels are of the resized label.  `source_image_sha256` is of the view's own
+    encoded image: the fingerprint of a data set is made of it, and the view's pixels are other data
+    than the parent's, also where there is no label to differ.  The metadata's `view` says how and
+    from what it was made.
+
+    Does nothing when `out` already holds this view of this parent.  DataError, and nothing written,
+    when the parent is itself a view or damaged.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    parent, out = Path(parent).absolute(), Path(out).absolute()
+    encoder = parse_codec(codec)
+    data = ShardSet(parent)
+    _check_parent(data, out)
+    width, height = parse_view("{}x{}".format(*size))
+    parent_sha256 = shards.file_sha256(parent / shards.MANIFEST)
+    made_as = {"size": f"{width}x{height}", "codec": codec, "parent": data.name}
+    metadata = {
+        **data.metadata,
+        "name": f"{name}/{data.metadata['split']}",
+        "dataset": name,
+        "view": {
+            **made_as,
+            "kernel": "bicubic",
+            "label_kernel": "nearest",
+            "library": f"Pillow {PIL.__version__}",
+            "parent_fingerprint": data.fingerprint,
+            "parent_manifest_sha256": parent_sha256,
+        },
+    }
+    inputs = {"view_version": VIEW_VERSION, "name": metadata["name"], **made_as}
+    inputs["parent_manifest_sha256"] = parent_sha256
+    report = {
+        "schema": REPORT_SCHEMA,
+        "name": metadata["name"],
+        "parent": str(parent),
+        "out": str(out),
+        "host": socket.gethostname(),
+        "started": started.isoformat(timespec="seconds"),
+        "samples": len(data),
+    }
+    with only_writer(out):
+        if not overwrite and _is_done(out, inputs):
+            return {**report, "status": "unchanged", **_summary(shards.read_manifest(out))}
+        if overwrite:
+            _check_replaceable(out)
+        with replacing(out) as folder:
+            tasks = [
+                ViewTask(str(parent), str(folder), number, metadata, (width, height), encoder)
+                for number in range(len(shards.read_manifest(parent)["shards"]))
+            ]
+            done = _run(tasks, map_tasks, progress, len(data))
+            pairs = [(one.entry, one.rows) for one in done]
+            manifest = shards.write_manifest(folder, metadata, inputs, pairs)
+            report |= {"status": "done", **_summary(manifest), **_clock(started)}
+            atomic.write_json(folder / REPORT, report)
+    return report
+
+
+def _check_parent(data: ShardSet, out: Path) -> None:
+    if data.metadata["view"] is not None:
+        raise DataError(
+            f"{data.name} in {data.folder} is a view already; make a view of what it was made "
+            f"from, {data.metadata['view']['parent']}"
+        )
+    if out.resolve() == data.folder.resolve():
+        raise DataError(f"a view needs a folder of its own, got that of its parent, {out}")
+
+
+def _run(
+    tasks: list[ViewTask],
+    map_tasks: Callable,
+    progress: Callable[[int, int], None] | None,
+    total: int,
+) -> list[Done]:
+    """What the tasks return, in their order."""
+    finished: list[Done] = []
+    results = iter(map_tasks(write_view_task, tasks))
+    try:
+        for done in results:
+            finished.append(done)
+            if progress:
+                progress(sum(one.read for one in finished), total)
+    finally:
+        if hasattr(results, "close"):
+            results.close()  # remote tasks stop before their folder goes
+    return sorted(finished, key=lambda done: done.shard)
+
+
+def write_view_task(task: ViewTask) -> Done:
+    """Resize the samples of one shard, a record batch at a time.  Safe to run again."""
+    data = ShardSet(Path(task.parent))  # checks the index before it is read here again
+    index = pq.read_table(data.folder / shards.INDEX)
+    here = pc.equal(index["shard"], task.shard)
+    first = pc.index(index["shard"], task.shard).as_py()
+    known = index.filter(here).drop_columns(_PLACE).to_pylist()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(known, first):
+            yield view_row(task, data, number, row)
+
+    path = Path(task.folder, f"shard-{task.shard:05d}.arrow")
+    entry, written = shards.write_shard(path, task.metadata, rows())
+    return Done(task.shard, len(known), entry, written, [])
+
+
+def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of the view for sample `index` of the parent, whose row of the index is `row`."""
+    if row["prev_sample_id"] is not None:
+        raise DataError(
+            f"{data.name} holds pairs of frames; there are views of single frames only, train on "
+            f"the split itself"
+        )
+    width, height = task.size
+    with Image.open(io.BytesIO(data.image(index))) as picture:
+        resized = picture.convert("RGB").resize(task.size, Image.Resampling.BICUBIC)
+    image = task.codec.encode(resized)
+    row = {
+        **row,
+        "dataset": task.metadata["dataset"],
+        "image": image,
+        "image_format": task.codec.format,
+        "height": height,
+        "width": width,
+        "source_image_sha256": hashlib.sha256(image).digest(),
+        "image_crc32": zlib.crc32(image),
+    }
+    if not data.labelled:
+        return row
+    with Image.open(io.BytesIO(data.label(index))) as picture:
+        label = picture.resize(task.size, Image.Resampling.NEAREST)
+    encoded = Codec("png").encode(label)
+    train_ids = np.asarray(label)
+    counts = np.bincount(train_ids.ravel(), minlength=256)
+    return {
+        **row,
+        "label": encoded,
+        "label_height": height,
+        "label_width": width,
+        "class_pixels": counts[: len(data.class_names)].tolist(),
+        "ignore_pixels": int(counts[IGNORE_INDEX]),
+        "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
+        "label_crc32": zlib.crc32(encoded),
+    }
