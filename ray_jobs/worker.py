@@ -65,8 +65,8 @@ def _report_final(request: Request, summary: dict[str, Any]) -> None:
         return
     last = summary["artefacts"][request.config.stages[-1]]
     folder = request.storage / "artefacts" / last
-    for name, mean in summary["table"][-1]["means"].items():
-        metrics[name] = mean["value"]
+    for row in summary["table"][-1:]:  # none where there is no evaluation split
+        metrics |= {name: mean["value"] for name, mean in row["means"].items()}
     ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
 
 

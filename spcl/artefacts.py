@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from spcl import atomic, distributed
 from spcl.errors import DataError
@@ -35,16 +36,8 @@ class ArtefactStore:
     def open(self, stage: Stage) -> Path:
         """The artefact's folder, every file checked.  DataError names a damaged one."""
         folder = self.path(stage)
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["key"] != stage.key:
+        if verify(folder)["key"] != stage.key:
             raise DataError(f"{folder} holds another stage's result; remove it and run again")
-        for name, expected in manifest["files"].items():
-            path = folder / name
-            if not path.is_file() or sha256(path) != expected:
-                raise DataError(
-                    f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; "
-                    f"remove the folder {folder} and run the same command again"
-                )
         return folder
 
     @contextmanager
@@ -90,6 +83,19 @@ class ArtefactStore:
         }
         atomic.write_json(temporary / MANIFEST, manifest)
         atomic.publish(temporary, self.path(stage))
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of an artefact, every file checked.  DataError names a damaged one."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise DataError(
+                f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; "
+                f"remove the folder {folder} and run the same command again"
+            )
+    return manifest
 
 
 def _process() -> str:

@@ -18,9 +18,13 @@ from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
 from spcl.models.segmentor import MODELS
+from spcl.models.vgg import INPUTS
+from spcl.models.weights import PRETRAINED
 from spcl.settings import build, choose, flatten, merge, setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+VGG = "deeplabv2_vgg16"
+NO_DATASET = "none"  # evaluation.dataset of who has no labels to score with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,39 @@ class Source(Domain):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is scored.  Its labels are opened after the last training stage and nowhere else."""
+    """What is scored.  Its labels are opened after the last training stage and nowhere else.
 
-    dataset: str = setting("", "benchmark file")
+    Test-time augmentation is off, as in every comparison; probabilities are averaged after softmax,
+    as in SPCL's code.
+    """
+
+    dataset: str = setting("", "benchmark file; none: the target has no labelled split")
     split: str = setting("val", "benchmark file")
     size: tuple[int, int] = setting((512, 1024), "paper: network input", low=8)
     protocol: str = setting("cityscapes19", "benchmark file", choices=tuple(protocols.PROTOCOLS))
+    flip: bool = setting(False, "authors' code: also the mirrored image")
+    scales: tuple[float, ...] = setting((1.0,), "ours: input sizes, as factors of size", low=0.1)
+    window: tuple[int, int] = setting((0, 0), "ours: of the network input; 0 is off", low=0)
+    stride: tuple[int, int] = setting((0, 0), "ours: of the window; 0 is half of it", low=0)
+
+    @property
+    def wanted(self) -> bool:
+        """Is there anything to score?"""
+        return self.dataset != NO_DATASET
+
+    def check(self) -> None:
+        """What no single setting can tell.  Raises ConfigError."""
+        if not self.scales:
+            raise ConfigError("evaluation.scales must name at least one factor, e.g. [1.0]")
+        if (self.window[0] == 0) != (self.window[1] == 0):
+            raise ConfigError(
+                f"evaluation.window must be [height, width], or [0, 0]: got {list(self.window)}"
+            )
+        if any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ConfigError(
+                f"evaluation.stride must not pass the window, or pixels would be left out; "
+                f"got stride {list(self.stride)} and window {list(self.window)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +92,19 @@ class Model:
         choices=("auto", "frozen", "domain"),
     )
     weights: str = setting("auto", "ours: imagenet for DeepLab, none for tiny; or a file's path")
+    input: str = setting(
+        "auto",
+        "ours: what VGG's weights expect, see spcl/models/vgg.py; a file's must be named",
+        choices=("auto", *INPUTS),
+    )
     aspp_branches: int = setting(4, "SPCL's code; 2 is the AdaptSegNet lineage", choices=(2, 4))
     target_statistics: str = setting(
         "trained",
         "ours; estimated = AdaBN over the target's training images before evaluation",
         choices=("trained", "estimated"),
+    )
+    absent: tuple[int, ...] = setting(
+        (), "benchmark file: trainIds the network has no output for", low=0
     )
 
 
@@ -133,6 +172,8 @@ class _Config:
 
     @property
     def norm(self) -> str:
+        if self.model.name == VGG:  # has nothing to normalise, so that keys must not tell apart
+            return "frozen"
         # Frozen statistics are those that pre-trained weights bring; without any they'd be nothing.
         default = "domain" if self.weights == "none" else "frozen"
         return default if self.model.norm == "auto" else self.model.norm
@@ -141,6 +182,13 @@ class _Config:
     def weights(self) -> str:
         default = "none" if self.model.name == "tiny" else "imagenet"
         return default if self.model.weights == "auto" else self.model.weights
+
+    @property
+    def input(self) -> str:
+        """What the network's weights expect, of `spcl.models.vgg.INPUTS`."""
+        if self.model.input != "auto":
+            return self.model.input
+        return PRETRAINED[MODELS[self.model.name]].input if self.weights == "imagenet" else INPUTS[0]
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -164,6 +212,30 @@ class _Config:
                 raise ConfigError(f"{name}.scale must be [low, high], got {list(section.scale)}")
         if len(set(self.stages)) != len(self.stages):
             raise ConfigError(f"each stage may run once, got {list(self.stages)}")
+        self.evaluation.check()
+        self._check_model()
+
+    def _check_model(self) -> None:
+        name, given = self.model.name, self.model.input
+        if name != VGG and self.input != "imagenet":
+            raise ConfigError(f"model.input is of {VGG}; {name} reads imagenet, got {given}")
+        if name == VGG and self.weights == "imagenet":
+            known = PRETRAINED[MODELS[VGG]]
+            if self.input != known.input:
+                raise ConfigError(
+                    f"model.weights=imagenet is torchvision's {known.imagenet}, which expects "
+                    f"model.input={known.input}, got {given}"
+                )
+        elif name == VGG and self.weights != "none" and given == "auto":
+            raise ConfigError(
+                "model.weights is a file, so model.input must say what it expects: imagenet "
+                "(torchvision's IMAGENET1K_V1), caffe_rgb or caffe_bgr (converted from Caffe)"
+            )
+        if self.model.target_statistics == "estimated" and name == VGG:
+            raise ConfigError(
+                f"model.target_statistics=estimated re-estimates normalisation, and {VGG} has none; "
+                "leave it at trained"
+            )
         if self.model.target_statistics == "estimated" and self.norm != "domain":
             raise ConfigError(
                 "model.target_statistics=estimated needs statistics per domain: model.norm=domain"

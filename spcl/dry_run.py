@@ -7,7 +7,6 @@ from spcl.artefacts import ArtefactStore
 from spcl.config import Config
 from spcl.data.batch import Batch
 from spcl.data.catalog import open_data
-from spcl.data.labels import NUM_CLASSES
 from spcl.launch import Request
 from spcl.methods import METHODS
 from spcl.models.segmentor import build_segmentor
@@ -33,14 +32,15 @@ def describe(request: Request, workers: int) -> str:
         if stage.method:
             section = config.of(stage.method)
             batch = config.batch_of(stage.method)
-            need = memory(config, stage.method, batch // workers) / MIB
+            classes = len(shards["source"].class_names)
+            need = memory(config, stage.method, batch // workers, classes) / MIB
             row += f"{section.steps:>7}{batch:>7}{need:>12.0f}"
         lines.append(row)
     lines.append(f"{workers} worker(s), {config.train.threads} thread(s) each; nothing was started")
     return "\n".join(lines)
 
 
-def memory(config: Config, name: str, batch: int) -> int:
+def memory(config: Config, name: str, batch: int, num_classes: int) -> int:
     """Bytes that a training step keeps on each worker: weights, optimizer state and activations.
 
     Counted on tensors without data, from what autograd saves; workspaces of the kernels and the
@@ -49,10 +49,12 @@ def memory(config: Config, name: str, batch: int) -> int:
     with FakeTensorMode():
         segmentor = build_segmentor(
             config.model.name,
-            NUM_CLASSES,
+            num_classes,
             norm=config.norm,
             weights="none",
+            input=config.input,
             aspp_branches=config.model.aspp_branches,
+            absent=config.model.absent,
         )
         method = METHODS[name](segmentor, config.of(name)).train()
         images, labels = {}, {}

@@ -54,11 +54,11 @@ def training_panel(method: Method, batch: Batch) -> np.ndarray:
         for i, prediction in enumerate(predictions):
             label = np.full_like(prediction, 255) if labels is None else labels[i].cpu().numpy()
             rows.append([to_picture(images[i]), colorize(prediction), colorize(label)])
-    return captioned_grid(_same_size(rows), ("image", "prediction", "label"))
+    return captioned_grid(same_size(rows), ("image", "prediction", "label"))
 
 
-def _same_size(rows: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
-    """Bring all pictures to the first one's size; domains may differ in theirs."""
+def same_size(rows: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """Bring all pictures to the first one's size; domains, and images, may differ in theirs."""
     height, width = rows[0][0].shape[:2]
 
     def fit(picture: np.ndarray) -> np.ndarray:

@@ -25,14 +25,12 @@ from spcl.data.predictions import PredictionSet
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import ConfigError
-from spcl.evaluate import evaluate, load_image
-from spcl.losses.segmentation import upsample
+from spcl.evaluate import Predict, evaluate, predict_labels
 from spcl.methods import METHODS
-from spcl.metrics import iou, mean_iou
 from spcl.models.normalization import fill_unseen_statistics
 from spcl.models.segmentor import Segmentor, build_segmentor
-from spcl.panels import captioned_grid
-from spcl.protocols import PROTOCOLS
+from spcl.panels import captioned_grid, same_size
+from spcl.protocols import absence_notes, score
 from spcl.provenance import agree, code_version, describe
 from spcl.pseudo_label import apply_thresholds, class_thresholds
 from spcl.results.store import RunFolder, read_confusions, write_confusions
@@ -140,42 +138,30 @@ class Recipe:
         self._store_state(stage, state)
 
     def _evaluation(self, stage: Stage) -> None:
-        segmentor, device = self._segmentor(stage).to(self.around.device).eval(), self.around.device
-        shards, size = self.shards["evaluation"], self.config.evaluation.size
-
-        def predict(image: torch.Tensor) -> torch.Tensor:
-            return segmentor(image, "target").logits
-
-        ids, matrices = evaluate(predict, shards, size, device)
+        predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
+        ids, matrices = evaluate(predict, shards, self.config.evaluation, self.around.device)
         with self.store.write(stage) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
-                np.savez_compressed(folder / "samples.npz", **self._samples(predict))
+                np.savez_compressed(folder / "samples.npz", **self._samples(predict, shards))
 
     # What stages share.
 
     def _segmentor(self, stage: Stage) -> Segmentor:
-        """The network of a stage: its checkpoint's, or a new one."""
-        config, start = self.config, stage.inputs.get("checkpoint")
-        segmentor = build_segmentor(
-            config.model.name,
-            len(self._class_names),
-            norm=config.norm,
-            weights="none" if start else config.weights,
-            aspp_branches=config.model.aspp_branches,
-        )
-        if start:
-            path = self.store.open(start) / "checkpoint.pt"
-            state = checkpoint.load(path, torch.device("cpu"))["method"]
-            prefix = "segmentor."
-            segmentor.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
-        return segmentor
+        """The network that a stage starts from: its checkpoint's, or a new one."""
+        start = stage.inputs.get("checkpoint")
+        folder = self.store.open(start) if start else None
+        return load_segmentor(self.config, len(self._class_names), folder)
+
+    def _predict(self, trained: Stage) -> Predict:
+        """Target images to logits, by the network that a stage has stored."""
+        classes, folder = len(self._class_names), self.store.open(trained)
+        segmentor = load_segmentor(self.config, classes, folder).to(self.around.device).eval()
+        return lambda image: segmentor(image, "target").logits
 
     @property
     def _class_names(self) -> list[str]:
-        return self.shards["evaluation"].metadata["class_names"]
+        return self.shards["source"].class_names
 
     def _consumer(self, stage: Stage) -> Any:
         """The settings of the method that reads a pass's result."""
@@ -220,76 +206,106 @@ class Recipe:
             if distributed.rank() == 0:
                 torch.save({"schema": checkpoint.SCHEMA, "method": state}, folder / "checkpoint.pt")
 
-    def _panel_indices(self) -> list[int]:
-        count = len(self.shards["evaluation"])
-        return sorted({int(i) for i in np.linspace(0, count - 1, PANEL_IMAGES)})
-
     @torch.no_grad()
-    def _samples(self, predict) -> dict[str, np.ndarray]:
-        """Predictions of the panel's images at label resolution, by sample number."""
-        shards, size = self.shards["evaluation"], self.config.evaluation.size
+    def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
+        """Predictions of the panel's images by sample number, at label (else image) resolution."""
         samples = {}
-        for index in self._panel_indices():
-            logits = predict(load_image(shards, index, size).to(self.around.device)).float()
-            shape = decode_label(shards.label(index)).shape
-            samples[str(index)] = upsample(logits, shape).argmax(1)[0].byte().cpu().numpy()
+        for index in panel_indices(shards):
+            image = decode(shards.image(index))
+            shape = decode_label(shards.label(index)).shape if shards.labelled else image.shape[1:]
+            settings, device = self.config.evaluation, self.around.device
+            prediction = predict_labels(predict, image, tuple(shape), settings, device)
+            samples[str(index)] = prediction.cpu().numpy()
         return samples
 
     # The end of a run.
 
     def _finish(self) -> dict[str, Any]:
         """Rank 0 writes the run's results; every rank returns the summary."""
-        evaluations = {s.inputs["checkpoint"]: s for s in self.stages if s.kind == "evaluation"}
         summary: dict[str, Any] = {}
         if distributed.rank() == 0:
-            rows, predictions = [], {}
-            for scored, stage in evaluations.items():
-                folder = self.store.open(stage)
-                ids, matrices = read_confusions(folder / "confusions.parquet")
-                trained = scored.inputs["checkpoint"] if scored.kind == "statistics" else scored
-                path = self.run.folder / "evaluations" / f"{trained.title}.parquet"
-                write_confusions(path, ids, matrices)
-                rows.append(
-                    {"stage": trained.title, "title": METHODS[trained.method].title}
-                    | score(matrices.sum(0), self.config.evaluation.protocol)
-                )
-                predictions[rows[-1]["title"]] = np.load(folder / "samples.npz")
-            self._write_panel(predictions)
+            evaluated = self.config.evaluation.wanted
+            source = self.shards["source"]
             summary = {
                 "classes": self._class_names,
-                "protocol": self.config.evaluation.protocol,
-                "images": len(self.shards["evaluation"]),
+                "protocol": self.config.evaluation.protocol if evaluated else None,
+                "images": len(self.shards["evaluation"]) if evaluated else 0,
                 "selection": self.config.selection,
                 "seed": self.config.seed,
-                "table": rows,
+                "source": {k: source.metadata[k] for k in ("dataset", "absent_train_ids")},
                 "artefacts": {stage.title: stage.folder for stage in self.stages},
-            }
+            } | (self._table() if evaluated else self._pictures())
             self.run.finish(summary)
         distributed.barrier()
         return summary
 
-    def _write_panel(self, predictions: dict[str, Any]) -> None:
-        shards = self.shards["evaluation"]
+    def _table(self) -> dict[str, Any]:
+        """Every evaluation's row and the notes below them; writes matrices and panel."""
+        rows, samples = [], {}
+        protocol = self.config.evaluation.protocol
+        for stage in (s for s in self.stages if s.kind == "evaluation"):
+            folder = self.store.open(stage)
+            ids, matrices = read_confusions(folder / "confusions.parquet")
+            scored = stage.inputs["checkpoint"]
+            trained = scored.inputs["checkpoint"] if scored.kind == "statistics" else scored
+            path = self.run.folder / "evaluations" / f"{trained.title}.parquet"
+            write_confusions(path, ids, matrices)
+            confusion = matrices.sum(0)
+            title = METHODS[trained.method].title
+            rows.append({"stage": trained.title, "title": title} | score(confusion, protocol))
+            samples[title] = np.load(folder / "samples.npz")
+        self._write_panel(samples, self.shards["evaluation"])
+        source = self.shards["source"].metadata
+        notes = absence_notes(
+            confusion, source["dataset"], source["absent_train_ids"], self._class_names
+        )
+        return {"table": rows, "notes": notes}
+
+    def _pictures(self) -> dict[str, Any]:
+        """Without labels to score with: an empty table, a panel of target training images."""
+        estimated = {s.inputs["checkpoint"]: s for s in self.stages if s.kind == "statistics"}
+        samples, shards = {}, self.shards["target"]
+        for stage in (s for s in self.stages if s.kind == "train"):
+            predict = self._predict(estimated.get(stage, stage))
+            samples[METHODS[stage.method].title] = self._samples(predict, shards)
+        self._write_panel(samples, shards)
+        return {"table": [], "notes": []}
+
+    def _write_panel(self, samples: dict[str, Any], shards: ShardSet) -> None:
+        """samples: stage title -> predictions by sample number."""
         rows = []
-        for index in self._panel_indices():
-            truth = decode_label(shards.label(index)).numpy()
+        for index in panel_indices(shards):
             image = decode(shards.image(index)).permute(1, 2, 0).numpy()
-            if image.shape[:2] != truth.shape:
-                image = np.array(Image.fromarray(image).resize(truth.shape[::-1]))
-            guesses = [colorize(samples[str(index)]) for samples in predictions.values()]
-            rows.append([image, colorize(truth), *guesses])
-        picture = captioned_grid(rows, ("image", "ground truth", *predictions))
+            truth = [decode_label(shards.label(index)).numpy()] if shards.labelled else []
+            labels = [*truth, *(by_index[str(index)] for by_index in samples.values())]
+            rows.append([image, *(colorize(label, shards.palette) for label in labels)])
+        captions = ("image", *(["ground truth"] if shards.labelled else []), *samples)
+        picture = captioned_grid(same_size(rows), captions)
         Image.fromarray(picture).save(self.run.folder / "panel.png")
 
 
-def score(confusion: np.ndarray, protocol: str) -> dict[str, Any]:
-    """Per-class IoU and the protocol's means, each with the number of classes averaged."""
-    per_class = [None if np.isnan(v) else float(v) for v in iou(confusion)]
-    means = {}
-    for name, classes in PROTOCOLS[protocol].means.items():
-        value, count = mean_iou(confusion, classes)
-        means[name] = {"value": float(value), "classes": int(count)}
-    return {"iou": per_class, "means": means}
+def panel_indices(shards: ShardSet) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, len(shards) - 1, PANEL_IMAGES)})
+
+
+def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> Segmentor:
+    """The network of an artefact that holds a checkpoint, or a new one."""
+    segmentor = build_segmentor(
+        config.model.name,
+        num_classes,
+        norm=config.norm,
+        weights="none" if artefact else config.weights,
+        input=config.input,
+        aspp_branches=config.model.aspp_branches,
+        absent=config.model.absent,
+    )
+    if artefact:
+        state = checkpoint.load(artefact / "checkpoint.pt", torch.device("cpu"))["method"]
+        prefix = "segmentor."
+        segmentor.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
+    return segmentor
 
 
 def open_run(config: Config, storage: Path, name: str) -> RunFolder:

@@ -65,7 +65,7 @@ def list_runs(storage: Path) -> str:
     for run in runs(storage):
         done = run.done
         score = "-"
-        if done:
+        if done and done["table"]:
             first = next(iter(done["table"][-1]["means"].values()))
             score = f"{100 * first['value']:.1f}"
         lines.append(f"{run.name:<40}{state(run):<12}{score:>7}{_size(run.bytes):>10}")

@@ -56,7 +56,8 @@ class Stage:
 def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
     """The stages of a recipe in the order they run: every evaluation after the last training.
 
-    data: fingerprints of the "source", "target" and "evaluation" splits.
+    data: fingerprints of the "source", "target" and "evaluation" splits.  Without an evaluation
+    split there is no evaluation.
     """
     network = _network_settings(config)
     stages: list[Stage] = []
@@ -118,17 +119,19 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
                 ("target",),
                 checkpoint=stage,
             )
-        add(
-            "evaluation",
-            f"evaluation of {stage.title}",
-            _without_empty(
-                network=network,
-                size=list(config.evaluation.size),
-                protocol=config.evaluation.protocol,
-            ),
-            ("evaluation",),
-            checkpoint=scored,
-        )
+        if config.evaluation.wanted:
+            add(
+                "evaluation",
+                f"evaluation of {stage.title}",
+                _without_empty(
+                    network=network,
+                    size=list(config.evaluation.size),
+                    protocol=config.evaluation.protocol,
+                    augmentation=_test_time_augmentation(config.evaluation),
+                ),
+                ("evaluation",),
+                checkpoint=scored,
+            )
     return stages
 
 
@@ -142,9 +145,18 @@ def _stream_settings(section: Any) -> dict[str, Any]:
     return {k: v for k, v in chosen.items() if k not in ("dataset", "split")}
 
 
+def _test_time_augmentation(section: Any) -> dict[str, Any]:
+    # Size and protocol are in the key by their own names since before there was augmentation.
+    known = ("dataset", "split", "size", "protocol")
+    return {k: v for k, v in scientific(section).items() if k not in known}
+
+
 def _network_settings(config: Config) -> dict[str, Any]:
     chosen = scientific(config.model)
     chosen.pop("target_statistics", None)  # an evaluation option
+    chosen.pop("input", None)  # what is meant, not how it is said
+    if config.input != "imagenet":
+        chosen["input"] = config.input
     chosen["norm"], chosen["weights"] = config.norm, config.weights
     if Path(config.weights).is_file():  # a file is what it holds, not where it lies
         chosen["weights"] = hashlib.sha256(Path(config.weights).read_bytes()).hexdigest()

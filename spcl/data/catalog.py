@@ -1,9 +1,11 @@
 """Where converted splits lie: <data>/<dataset>/<split>, `streets` made there on first use."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+from spcl import protocols
 from spcl.config import Config
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
@@ -23,7 +25,8 @@ def roles(config: Config) -> dict[str, tuple[str, str]]:
     domains = {domain for name in config.stages for domain in METHODS[name].domains}
     if config.model.target_statistics == "estimated":
         domains.add("target")
-    sections = [name for name in ("source", "target") if name in domains] + ["evaluation"]
+    domains.add("evaluation" if config.evaluation.wanted else "target")  # for the panel
+    sections = [name for name in ("source", "target", "evaluation") if name in domains]
     return {n: (getattr(config, n).dataset, getattr(config, n).split) for n in sections}
 
 
@@ -37,7 +40,32 @@ def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     for role in ("source", "evaluation"):
         if role in shards and not shards[role].labelled:
             raise DataError(f"{role} data must be labelled, but {shards[role].folder} is not")
+    labelled = [split for split in shards.values() if split.labelled]
+    for split in labelled[1:]:
+        check_same_classes(labelled[0].name, labelled[0].class_names, split)
+    if "evaluation" in shards:
+        check_scorable(shards["evaluation"], config.evaluation.protocol)
     return shards
+
+
+def check_same_classes(name: str, class_names: Sequence[str], split: ShardSet) -> None:
+    """DataError unless a split has these classes, in this order: those of the set `name`."""
+    for number, (one, other) in enumerate(zip_longest(class_names, split.class_names)):
+        if one != other:
+            raise DataError(
+                f"all sets of a run must have the same classes, but class {number} is "
+                f"{one or 'absent'} in {name} and {other or 'absent'} in {split.name}"
+            )
+
+
+def check_scorable(split: ShardSet, protocol: str) -> None:
+    """UserError where a number from this split would not be what the protocol's name says."""
+    if split.metadata["view"] is not None:
+        raise DataError(
+            f"labels must be scored at their own resolution, but {split.folder} is a derived view; "
+            f"evaluate on the split it was made from"
+        )
+    protocols.check_classes(protocol, split.class_names, split.name)
 
 
 def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> None:

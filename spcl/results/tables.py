@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 CONFIDENCE = 0.95
+NOT_EVALUATED = "not evaluated: no labelled evaluation split"
 
 
 def run_table(summary: dict[str, Any]) -> str:
-    """Per-class IoU and means of each stage of one run; percent."""
+    """Per-class IoU and means of each stage of one run; percent.  Ends with the run's notes."""
     rows = summary["table"]
+    if not rows:
+        return NOT_EVALUATED
     means = list(rows[0]["means"])
     width = max(len(name) for name in [*summary["classes"], *means]) + 2
     head = " " * width + "".join(f"{row['title']:>14}" for row in rows)
@@ -24,7 +27,7 @@ def run_table(summary: dict[str, Any]) -> str:
         f"IoU in %, {summary['images']} images, protocol {summary['protocol']} ({counts}); "
         f"checkpoint: {summary['selection']}"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, *summary.get("notes", [])])
 
 
 def _cell(value: float | None) -> str:
@@ -45,6 +48,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 def seeds_table(summaries: Sequence[dict[str, Any]]) -> str:
     """Each stage's means over seeds, with 95 % t intervals."""
+    if not summaries[0]["table"]:
+        return NOT_EVALUATED
     lines = []
     for index, row in enumerate(summaries[0]["table"]):
         for name in row["means"]:

@@ -5,6 +5,7 @@ from processes import run_ranks
 from toys import segmentor
 
 from spcl import metrics, passes
+from spcl.config import Evaluation
 from spcl.data.predictions import PredictionSet
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
@@ -13,6 +14,7 @@ from spcl.losses.segmentation import upsample
 from spcl.pseudo_label import class_thresholds, quantize
 
 SIZE = (32, 64)
+SETTINGS = Evaluation(size=SIZE)
 CPU = torch.device("cpu")
 
 
@@ -35,7 +37,7 @@ def statistics_on_rank(rank, shards):
 
 def evaluation_on_rank(rank, shards):
     network = segmentor().eval()
-    return evaluate(lambda image: network(image, "target").logits, shards, SIZE, CPU)
+    return evaluate(lambda image: network(image, "target").logits, shards, SETTINGS, CPU)
 
 
 def predictions_on_rank(rank, shards, folder):
