@@ -2,13 +2,16 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from spcl.errors import ConfigError
 from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
-from spcl.models.resnet import ResNet, load_weights
+from spcl.models.resnet import ResNet
 from spcl.models.tiny import Tiny
+from spcl.models.vgg import VGG16
+from spcl.models.weights import load_weights
 from spcl.settings import choose
 
 #: name -> backbone
@@ -16,7 +19,12 @@ MODELS = {
     "tiny": "tiny",
     "deeplabv2_resnet50": "resnet50",
     "deeplabv2_resnet101": "resnet101",
+    "deeplabv2_vgg16": "vgg16",
 }
+
+# The logit of a class that the network has no output for.  Finite, since interpolation would make
+# infinity NaN; in every float type its softmax is exactly 0.
+ABSENT_LOGIT = -1e4
 
 
 class Output(NamedTuple):
@@ -28,19 +36,38 @@ class Segmentor(nn.Module):
     """A network that segments images of two domains; the domain chooses normalisation statistics.
 
     The backbone has an attribute `feature_dimension`.
+    absent  trainIds that are never predicted: the network is that without these outputs
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, num_classes: int):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        absent: tuple[int, ...] = (),
+    ):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.num_classes = num_classes
+        self.absent = absent
         self.feature_dimension: int = backbone.feature_dimension
+        if not set(absent) < set(range(num_classes)):
+            raise ConfigError(
+                f"model.absent must name some, not all, of the trainIds 0..{num_classes - 1}, "
+                f"got {list(absent)}"
+            )
+        if absent:
+            mask = torch.tensor([k in absent for k in range(num_classes)])
+            self.register_buffer("_absent", mask[:, None, None], persistent=False)  # (K, 1, 1)
 
     def forward(self, image: Tensor, domain: str) -> Output:
         """image (B, 3, H, W) normalised; domain "source" or "target"."""
         set_domain(self, domain)
         features = self.backbone(image)
-        return Output(features, self.head(features))
+        logits = self.head(features)
+        if self.absent:
+            logits = logits.masked_fill(self._absent, ABSENT_LOGIT)
+        return Output(features, logits)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -55,12 +82,16 @@ def build_segmentor(
     *,
     norm: str,
     weights: str = "none",
+    input: str = "imagenet",
     aspp_branches: int = 4,
+    absent: tuple[int, ...] = (),
 ) -> Segmentor:
     """A new network; its initialisation follows torch's global RNG and nothing else.
 
-    norm     "frozen" or "domain"
+    norm     "frozen" or "domain"; VGG has no such layer
     weights  of the backbone: "none", "imagenet" or a state dict's path; tiny has none
+    input    what VGG's weights expect, of `spcl.models.vgg.INPUTS`
+    absent   trainIds that the network never predicts
 
     Raises ConfigError on an unknown name, UserError on weights that are missing or do not fit.
     """
@@ -72,8 +103,9 @@ def build_segmentor(
                 f"tiny starts from scratch: model.weights must be none, not {weights}"
             )
         tiny = Tiny(norm=layer)
-        return Segmentor(tiny, nn.Conv2d(tiny.feature_dimension, num_classes, 1), num_classes)
-    backbone = ResNet(backbone_name, layer)
+        head = nn.Conv2d(tiny.feature_dimension, num_classes, 1)
+        return Segmentor(tiny, head, num_classes, absent)
+    backbone = VGG16(input) if backbone_name == "vgg16" else ResNet(backbone_name, layer)
     head = DilatedClassifier(backbone.feature_dimension, num_classes, aspp_branches)
     load_weights(backbone, backbone_name, weights)
-    return Segmentor(backbone, head, num_classes)
+    return Segmentor(backbone, head, num_classes, absent)
