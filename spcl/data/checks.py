@@ -1,155 +1,178 @@
 """One sample of a raw dataset, checked and turned into a row of a shard.
 
-Decodes with Pillow only: a damaged file can kill faster decoders.  Every check says what must hold,
-what was found and what to do, and goes on to the next, so that one pass finds all problems.
+Every check says what must hold, what was found and what to do, and goes on to the next, so that one
+pass finds all problems.  Not here: checks on names (`listing`) and on the whole set (`judgement`).
 """
 
 import hashlib
 import io
-import struct
+import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageStat
+from PIL import Image, ImageStat
 
 from spcl.data import labels
-from spcl.data.datasets import DATASETS, LabelFiles
+from spcl.data.datasets import Dataset, LabelFiles, Split
+from spcl.data.encodings import COLOR, ENCODINGS, from_colors
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
 from spcl.data.listing import ERROR, NOTE, SKIP, Problem, Sample
+from spcl.data.pictures import Picture, as_rgb8, read_picture
+from spcl.errors import DataError
 
 BLANK_STD = 1.0  # an image whose every channel varies less is a constant one
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_OVERHEAD = 12  # bytes of a chunk besides its data: length, name, CRC
-
-RGB8 = (8, 2)  # PNG bit depth and colour type
-
-# How label ids are packed: encoding -> (PNG bit depth, PNG colour type, words for a message).
-ENCODINGS = {
-    "png8:P": (8, 3, "8-bit palette PNG"),
-    "png8:L": (8, 0, "8-bit grey PNG"),
-}
-_COLOUR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGBA"}
+PROPORTION = 0.01  # by which width / height of an image and its label may differ, relatively
+SHOWN_IDS = 5  # unknown ids that a message names
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of one conversion share."""
+    """What all tasks of one conversion share.  labels: the kind that is used; None writes none."""
 
-    dataset: str
-    kind: int | None  # which of the dataset's kinds of label files; None writes no labels
+    dataset: Dataset
+    split: Split
+    labels: LabelFiles | None
     root: str
     prefix: str
     metadata: dict[str, Any]
     on_mismatch: str
     drop_blank: bool
 
-
-def png_problem(data: bytes) -> str | None:
-    """Why these bytes are no whole PNG file (chunk checksums, end marker), or None."""
-    if not data:
-        return "is empty"
-    if not data.startswith(PNG_SIGNATURE):
-        return "is not a PNG file"
-    position, view = len(PNG_SIGNATURE), memoryview(data)
-    while position + PNG_OVERHEAD <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + PNG_OVERHEAD + length
-        if end > len(data):
-            break
-        (expected,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(view[position + 4 : end - 4]) != expected:
-            return f"has a damaged chunk at byte {position} (checksum of {kind!r} is wrong)"
-        if kind == b"IEND":
-            return None
-        position = end
-    return f"is truncated: it ends after {len(data)} bytes, before the PNG end marker"
+    @property
+    def num_classes(self) -> int:
+        return len(self.metadata["class_names"])
 
 
-# What Pillow raises for damaged files.
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+class Read(NamedTuple):
+    """One sample: its row, None where a problem forbids it or leaves it out.
+
+    raw_ids  what the label file holds, () where it cannot be read
+    classes  the trainIds among them, also of a sample that is left out
+    """
+
+    row: dict[str, Any] | None
+    problems: list[Problem]
+    raw_ids: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
 
 
-class _File(NamedTuple):
-    path: str
-    data: bytes
-    picture: Image.Image
-
-
-def _open(root: str, path: str, problems: list[Problem]) -> _File | None:
-    """Read and fully decode one file; None and a problem if it is damaged."""
+def _open(root: str, path: str, problems: list[Problem]) -> Picture | None:
     try:
-        data = Path(root, path).read_bytes()
-        wrong = None
-        if data.startswith(PNG_SIGNATURE) or path.endswith(".png"):
-            wrong = png_problem(data)
-        if wrong is None:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False  # else missing rows are silently black
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
-            return _File(path, data, picture)
-    except _UNREADABLE as error:
-        wrong = f"cannot be decoded ({error})"
-    problems.append(
-        Problem("damaged_file", ERROR, (path,), f"{path} {wrong}; extract this file again")
-    )
+        return read_picture(root, path)
+    except DataError as error:
+        problems.append(Problem("damaged_file", ERROR, (path,), str(error)))
+        return None
+
+
+def _image_bytes(
+    job: Job, picture: Picture, problems: list[Problem]
+) -> tuple[bytes, str | None] | None:
+    """What the shard will hold for an image, and the flag of one that was written anew."""
+    if picture.is_rgb8 and not job.dataset.any_image:
+        return picture.data, None
+    if job.dataset.any_image:
+        try:
+            data, new = as_rgb8(picture)
+            return data, "converted_from_16_bits" if new else None
+        except ValueError as error:
+            message = f"{picture.path} {error}"
+    else:
+        message = (
+            f"{picture.path} is {picture.words}, expected 8-bit RGB; extract the original file "
+            f"again"
+        )
+    problems.append(Problem("image_encoding", ERROR, (picture.path,), message))
     return None
 
 
-def _png_form(data: bytes) -> tuple[int, int]:
-    """(bit depth, colour type) from a PNG's header."""
-    return data[24], data[25]
-
-
-def _form_words(file: _File) -> str:
-    if file.picture.format != "PNG":
-        return f"{file.picture.format} {file.picture.mode}"
-    depth, colour = _png_form(file.data)
-    return f"{depth}-bit {_COLOUR_TYPES.get(colour, colour)} PNG"
-
-
-def _check_image(file: _File) -> list[Problem]:
-    png = file.picture.format == "PNG"  # of 16 bits, Pillow would silently drop eight
-    if file.picture.mode == "RGB" and (not png or _png_form(file.data) == RGB8):
-        return []
-    message = (
-        f"{file.path} is {_form_words(file)}, expected 8-bit RGB; extract the original file again"
-    )
-    return [Problem("image_encoding", ERROR, (file.path,), message)]
-
-
-def _map_label(file: _File, kind: LabelFiles) -> tuple[np.ndarray | None, list[Problem]]:
-    """(H, W) uint8 trainIds, or what forbids to read them."""
-    depth, colour, words = ENCODINGS[kind.encoding]
-    if file.picture.format != "PNG" or _png_form(file.data) != (depth, colour):
-        message = (
-            f"{file.path} is {_form_words(file)}, expected {words} of {kind.space}; did another "
-            f"tool save it again? extract the original labels"
+def _encoding_message(job: Job, picture: Picture) -> str:
+    """A label file is of another form than its dataset's: likely why, and what to do."""
+    kind = job.labels
+    expected = " or ".join(ENCODINGS[name].words for name in kind.encodings)
+    if "png16:RGB" in kind.encodings and picture.form[0] == 8:
+        return (
+            f"{job.dataset.name} label {picture.path} decoded to a single class (0). {expected} "
+            f"expected; got {picture.words}. Did another tool re-save the labels? Is this another "
+            f"set of the same name?"
         )
-        return None, [Problem("label_encoding", ERROR, (file.path,), message)]
-    raw = np.asarray(file.picture)  # of a palette file: the indices
-    present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256)).tolist()
+    if job.dataset.palette is not None and picture.form[1] in (2, 6):
+        return (
+            f"{picture.path} is {picture.words}, expected {expected}; extract the original labels, "
+            f"or pass --label-encoding color (license plates will merge with car)"
+        )
+    return (
+        f"{picture.path} is {picture.words}, expected {expected} of {kind.space}; did another tool "
+        f"save it again? extract the original labels"
+    )
+
+
+def _raw_ids(job: Job, picture: Picture, problems: list[Problem]) -> np.ndarray | None:
+    """(H, W) ids as they are stored, or None and a problem."""
+
+    def refuse(check: str, message: str) -> None:
+        problems.append(Problem(check, ERROR, (picture.path,), message))
+
+    name = next((n for n in job.labels.encodings if picture.form in ENCODINGS[n].forms), None)
+    if name is None:
+        return refuse("label_encoding", _encoding_message(job, picture))
+    pixels = ENCODINGS[name].read(picture)
+    if name == COLOR:
+        pixels, strange = from_colors(pixels, job.dataset.palette)
+        if strange:
+            shown = "; ".join(strange[:SHOWN_IDS])
+            return refuse(
+                "unknown_id",
+                f"{picture.path}: {len(strange)} colours are not in the table of "
+                f"{job.dataset.name} ({shown}); were the labels resized or compressed?",
+            )
+    elif name == "png8:P" and job.dataset.palette is not None:
+        moved = _reordered(picture, pixels, job.dataset.palette)
+        if moved:
+            return refuse(
+                "label_encoding",
+                f"{picture.path}: the palette is in another order ({moved}), so its indices are no "
+                f"longer ids; did another tool save it again? extract the original labels",
+            )
+    return pixels
+
+
+def _reordered(picture: Picture, pixels: np.ndarray, palette: np.ndarray) -> str | None:
+    """Whether a pixel's colour is that of another id.  A colour that no id has says nothing."""
+    stored = np.array(picture.image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    known = [tuple(color) for color in palette.tolist()]
+    for index in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist():
+        color = tuple(stored[index].tolist()) if index < len(stored) else None
+        mine = known[index] if index < len(known) else None
+        if color != mine and color in known and any(color):
+            return f"index {index} has the colour of id {known.index(color)}"
+    return None
+
+
+def _map_ids(job: Job, path: str, raw: np.ndarray) -> tuple[np.ndarray | None, list[int], Problem]:
+    """(H, W) uint8 trainIds, the raw ids there are, or what forbids to map them."""
+    kind = job.labels
+    present = np.flatnonzero(np.bincount(raw.ravel())).tolist()
     unknown = [value for value in present if value not in kind.ids]
     if not unknown:
-        return labels.lookup_table(kind.ids)[raw], []
+        return labels.lookup_table(kind.ids, max(256, max(present) + 1))[raw], present, None
     if _is_other_space(present, kind.space):
-        message = f"{file.path} does not hold {kind.space}"
-        return None, [Problem("label_space", ERROR, (file.path,), message)]
+        problem = Problem("label_space", ERROR, (path,), f"{path} does not hold {kind.space}")
+        return None, present, problem
+    if "png16:RGB" in kind.encodings and max(unknown) > max(kind.ids):
+        message = (
+            f"{path}: values up to {max(unknown)} found in the class plane: this is the instance "
+            f"channel. {job.dataset.name} stores the class in R, the instance in G"
+        )
+        return None, present, Problem("wrong_channel", ERROR, (path,), message)
+    shown = ", ".join(map(str, unknown[:SHOWN_IDS]))
     message = (
-        f"{file.path}: value {', '.join(map(str, unknown))} is not in the table of {kind.space} "
-        f"({min(kind.ids)}..{max(kind.ids)}); map it in spcl/data/datasets or drop the file"
+        f"{path}: value {shown} is not in the table of {kind.space} "
+        f"({min(kind.ids)}..{max(kind.ids)}); map it or drop the file"
     )
-    return None, [Problem("unknown_id", ERROR, (file.path,), message)]
+    return None, present, Problem("unknown_id", ERROR, (path,), message)
 
 
 def _is_other_space(present: list[int], space: str) -> bool:
@@ -157,39 +180,49 @@ def _is_other_space(present: list[int], space: str) -> bool:
     if space == "labelIds":
         train_ids = {*range(NUM_CLASSES), IGNORE_INDEX}
         return IGNORE_INDEX in present and train_ids.issuperset(present)
-    return labels.GTA5_IDS.keys() >= set(present)
+    return space == "trainIds" and labels.GTA5_IDS.keys() >= set(present)
 
 
-def _check_sizes(image: _File, label: _File, on_mismatch: str) -> list[Problem]:
-    if image.picture.size == label.picture.size:
+def _check_sizes(
+    job: Job, image: Image.Image, other: Image.Image, what: str, path: str
+) -> list[Problem]:
+    if image.size == other.size:
         return []
-    sizes = "image {}x{}, label {}x{}".format(*image.picture.size, *label.picture.size)
-    stop = on_mismatch == "error"
+    (width, height), (other_width, other_height) = image.size, other.size
+    expected = "equal sizes"
+    if job.split.any_size:
+        expected = "equal proportions"
+        if abs(width * other_height / (height * other_width) - 1) < PROPORTION:
+            return []
+    sizes = f"image {width}x{height}, {what} {other_width}x{other_height}"
+    stop = job.on_mismatch == "error"
     advice = "leave such pairs out with --on-mismatch skip" if stop else "left out"
-    message = f"{image.path}: {sizes}, expected equal sizes; {advice}"
-    return [Problem("size_mismatch", ERROR if stop else SKIP, (image.path,), message)]
+    message = f"{path}: {sizes}, expected {expected}; {advice}"
+    return [Problem("size_mismatch", ERROR if stop else SKIP, (path,), message)]
 
 
-def _image_columns(job: Job, sample: Sample, file: _File) -> dict[str, Any]:
+def _image_columns(
+    job: Job, sample: Sample, picture: Picture, data: bytes, flag: str | None
+) -> dict[str, Any]:
     return {
         "sample_id": f"{job.prefix}/{sample.key}",
         "dataset": job.metadata["dataset"],
         "split": job.metadata["split"],
         "domain_role": job.metadata["domain_role"],
-        "image": file.data,
-        "image_format": file.picture.format.lower(),
-        "height": file.picture.height,
-        "width": file.picture.width,
+        "image": data,
+        "image_format": "png" if flag else picture.image.format.lower(),
+        "height": picture.image.height,
+        "width": picture.image.width,
         "sequence_id": sample.sequence,
         "frame_index": sample.frame,
-        "flags": [],
-        "source_image_path": file.path,
-        "source_image_sha256": hashlib.sha256(file.data).digest(),
-        "image_crc32": zlib.crc32(file.data),
+        "flags": [flag] if flag else [],
+        "source_image_path": sample.image,
+        "source_image_sha256": hashlib.sha256(picture.data).digest(),
+        "image_crc32": zlib.crc32(data),
     }
 
 
-def _label_columns(file: _File, train_ids: np.ndarray, num_classes: int) -> dict[str, Any]:
+def _label_columns(file: Picture, train_ids: np.ndarray, num_classes: int) -> dict[str, Any]:
     counts = np.bincount(train_ids.ravel(), minlength=256)
     buffer = io.BytesIO()
     Image.fromarray(train_ids).save(buffer, "PNG")
@@ -207,14 +240,42 @@ def _label_columns(file: _File, train_ids: np.ndarray, num_classes: int) -> dict
     }
 
 
-def _flag(row: dict[str, Any], image: _File, drop_blank: bool) -> list[Problem]:
+def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, Any]:
+    return {
+        "prev_sample_id": f"{job.prefix}/{Path(sample.key).parent}/{_stem(sample.previous)}",
+        "prev_image": picture.data,
+        "prev_image_crc32": zlib.crc32(picture.data),
+        "prev_frame_index": sample.frame - 1,
+    }
+
+
+def _stem(path: str) -> str:
+    return Path(path).stem.removesuffix("_leftImg8bit")
+
+
+def _extra(job: Job, sample: Sample, problems: list[Problem]) -> str | None:
+    """The JSON file of facts about a sample, without its white space; None where there is none."""
+    path = job.dataset.extra.format(key=sample.key)
+    try:
+        text = Path(job.root, path).read_text(encoding="utf-8")
+        return json.dumps(json.loads(text), separators=(",", ":"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        message = f"{path} is not valid JSON ({error}); extract this file again"
+        problems.append(Problem("damaged_file", ERROR, (path,), message))
+        return None
+
+
+def _flag(row: dict[str, Any], image: Image.Image, drop_blank: bool) -> list[Problem]:
     """Mark what can be read and teaches nothing."""
     found = []
-    if max(ImageStat.Stat(image.picture).stddev) < BLANK_STD:
+    path = row["source_image_path"]
+    if max(ImageStat.Stat(image).stddev) < BLANK_STD:
         row["flags"].append("blank")
         what = "left out" if drop_blank else "kept (leave it out with --drop-blank)"
-        message = f"{image.path} is a constant image; {what}"
-        found.append(Problem("blank_image", SKIP if drop_blank else NOTE, (image.path,), message))
+        message = f"{path} is a constant image; {what}"
+        found.append(Problem("blank_image", SKIP if drop_blank else NOTE, (path,), message))
     if "label" in row and np.count_nonzero(row["class_pixels"]) <= 1:
         row["flags"].append("single_class")
         path = row["source_label_path"]
@@ -223,56 +284,34 @@ def _flag(row: dict[str, Any], image: _File, drop_blank: bool) -> list[Problem]:
     return found
 
 
-def read_sample(job: Job, sample: Sample) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """Check one sample; its row, or None where a problem forbids it or leaves it out."""
+def read_sample(job: Job, sample: Sample) -> Read:
+    """Check one sample, and make its row."""
     problems: list[Problem] = []
     image = _open(job.root, sample.image, problems)
-    if image:
-        problems += _check_image(image)
-    label, train_ids = None, None
-    if job.kind is not None:
+    stored = _image_bytes(job, image, problems) if image else None
+    row: dict[str, Any] = {}
+    raw_ids, classes = (), ()
+    if job.labels is not None:
         label = _open(job.root, sample.label, problems)
-        if label:
-            train_ids, wrong = _map_label(label, DATASETS[job.dataset].labels[job.kind])
-            problems += wrong
+        raw = _raw_ids(job, label, problems) if label else None
+        if raw is not None:
+            train_ids, raw_ids, wrong = _map_ids(job, label.path, raw)
+            problems += [wrong] if wrong else []
+            if train_ids is not None:
+                row |= _label_columns(label, train_ids, job.num_classes)
+                classes = tuple(np.flatnonzero(row["class_pixels"]).tolist())
         if image and label:
-            problems += _check_sizes(image, label, job.on_mismatch)
-    if problems:
-        return None, problems
-    row = _image_columns(job, sample, image)
-    if label:
-        row |= _label_columns(label, train_ids, len(job.metadata["class_names"]))
-    problems = _flag(row, image, job.drop_blank)
-    return (None if any(p.severity == SKIP for p in problems) else row), problems
-
-
-def judge_label_space(
-    job: Job, read: int, rows: list[dict[str, Any]], problems: list[Problem]
-) -> list[Problem]:
-    """The problems, with what single labels told about labelIds and trainIds put together.
-
-    read  number of samples looked at
-    rows  those that passed
-    """
-    if job.kind is None:
-        return problems
-    kind = DATASETS[job.dataset].labels[job.kind]
-    told = [problem for problem in problems if problem.check == "label_space"]
-    files = [file for problem in told for file in problem.files]
-    if files:
-        found = "trainIds" if kind.space == "labelIds" else "labelIds"
-        share = f"all {read}" if len(files) == read else f"{len(files)} of {read}"
-        what = f"{share} labels hold {found} (first {files[0]}), expected {kind.space}"
-    else:
-        # trainIds without a single 255 pass as labelIds: nothing but road, walls and poles.
-        files = [row["source_label_path"] for row in rows]
-        high = {to for raw, to in kind.ids.items() if raw >= NUM_CLASSES and to != IGNORE_INDEX}
-        if not high or not rows or any(row["class_pixels"][to] for row in rows for to in high):
-            return problems
-        what = (
-            f"none of {len(rows)} labels has an id above {NUM_CLASSES - 1} (sky, people, cars), so "
-            f"they look like trainIds; expected {kind.space}"
-        )
-    message = f"{what}; point --root at labels of one kind"
-    others = [problem for problem in problems if problem.check != "label_space"]
-    return [Problem("label_space", ERROR, tuple(files), message), *others]
+            problems += _check_sizes(job, image.image, label.image, "label", image.path)
+    if sample.previous:
+        previous = _open(job.root, sample.previous, problems)
+        if previous and image:
+            _image_bytes(job, previous, problems)
+            problems += _check_sizes(job, image.image, previous.image, "previous", image.path)
+            row |= _previous_columns(job, sample, previous)
+    if job.dataset.extra:
+        row["extra_json"] = _extra(job, sample, problems)
+    if not problems:
+        row |= _image_columns(job, sample, image, *stored)
+        problems = _flag(row, image.image, job.drop_blank)
+    kept = all(problem.severity == NOTE for problem in problems)
+    return Read(row if kept else None, problems, tuple(raw_ids), classes)

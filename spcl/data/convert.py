@@ -2,11 +2,12 @@
 
 `convert` plans shard boundaries from sorted names and file sizes, hands one task per shard to any
 map-like callable, and moves the result into place in one step, so that its output is the same to
-the byte for any number of workers.  Not here: what is checked (`spcl.data.listing`,
-`spcl.data.checks`) and the file format (`spcl.data.shards`).
+the byte for any number of workers.  Finished shards of a killed conversion are taken up again.
+Not here: what is checked (`listing`, `checks`, `judgement`) and the file format (`shards`).
 """
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import hashlib
@@ -16,28 +17,34 @@ import re
 import shutil
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spcl import atomic
-from spcl.data import labels, shards
-from spcl.data.checks import Job, judge_label_space, read_sample
-from spcl.data.datasets import DATASETS, Dataset
-from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
+from spcl.data import shards
+from spcl.data.checks import Job, read_sample
+from spcl.data.datasets import DATASETS, Dataset, LabelFiles
+from spcl.data.encodings import ENCODINGS
+from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
+from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
 from spcl.errors import DataError
+from spcl.settings import choose, digest
 
-CONVERTER_VERSION = 1  # raise when the same files give other bytes
+CONVERTER_VERSION = 2  # raise when the same files give other bytes
 SHARD_BYTES = 256 * 2**20
+LOOKS = 8  # samples that, when none of them is usable, are enough to stop
 MIN_SHARDS = 8  # work for 8 processes, also where a split is small
-LOOKS = 8  # samples checked before the work starts
 SHOWN = 3  # problems named in an error line; the report names all
 DISK_MARGIN = 1.05  # labels are re-encoded and the index is added
 
 REPORT = "conversion_report.json"
 REPORT_SCHEMA = 1
+PART = ".{}.part"  # the folder beside the result where shards are made
+STATE = "{}.json"  # beside a finished shard there
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,31 @@ class Task:
     shard: int
     samples: tuple[Sample, ...]
 
+    @property
+    def path(self) -> Path:
+        return Path(self.folder, f"shard-{self.shard:05d}.arrow")
+
+    @property
+    def state(self) -> Path:
+        return self.path.with_name(STATE.format(self.path.name))
+
+    @property
+    def key(self) -> str:
+        """What the shard is made from: names, sizes, and how."""
+        job = self.job
+        options = [CONVERTER_VERSION, job.root, job.prefix, job.on_mismatch, job.drop_blank]
+        return digest([options, job.metadata, self.samples])
+
 
 @dataclass(frozen=True)
 class Done:
     """One shard written: its manifest entry and index rows, and what the checks found."""
 
     shard: int
-    read: int
     entry: dict[str, Any]
     rows: list[dict[str, Any]]
     problems: list[Problem]
+    census: Census
 
 
 def plan_shards(sizes: list[int], shard_bytes: int) -> list[range]:
@@ -79,23 +101,54 @@ def plan_shards(sizes: list[int], shard_bytes: int) -> list[range]:
 
 
 def write_task(task: Task) -> Done:
-    """Check the samples of one shard and write those that pass.  Safe to run again."""
+    """Check the samples of one shard and write those that pass; a shard that is there is kept.
+
+    Two processes may do the same task: each writes a file of its own, and renames it.
+    """
+    done = _finished(task)
+    if done:
+        return done
     problems: list[Problem] = []
+    census = Census(task.job.num_classes)
 
     def rows() -> Iterator[dict[str, Any]]:
         for sample in task.samples:
-            row, found = read_sample(task.job, sample)
-            problems.extend(found)
-            if row is not None:
-                yield row
+            read = read_sample(task.job, sample)
+            problems.extend(read.problems)
+            census.add(read)
+            if read.row is not None:
+                yield read.row
 
-    path = Path(task.folder, f"shard-{task.shard:05d}.arrow")
-    entry, index = shards.write_shard(path, task.job.metadata, rows())
-    return Done(task.shard, len(task.samples), entry, index, problems)
+    temporary = task.path.with_name(f"{task.path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        entry, index = shards.write_shard(temporary, task.job.metadata, rows())
+        atomic.fsync(temporary)
+        os.replace(temporary, task.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    entry["name"] = task.path.name
+    if not any(problem.severity == ERROR for problem in problems):  # else it is to be made again
+        state = {"key": task.key, "entry": entry, "problems": problems}
+        atomic.write_json(task.state, state | {"census": dataclasses.asdict(census)})
+    return Done(task.shard, entry, index, problems, census)
+
+
+def _finished(task: Task) -> Done | None:
+    """What an earlier, killed conversion of the same files has written for this task, if whole."""
+    try:
+        state = json.loads(task.state.read_bytes())
+        if state["key"] != task.key or shards.file_sha256(task.path) != state["entry"]["sha256"]:
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    problems = [Problem(c, s, tuple(files), text) for c, s, files, text in state["problems"]]
+    with_raw = {int(raw): count for raw, count in state["census"].pop("with_raw").items()}
+    census = Census(**state["census"], with_raw=with_raw)
+    return Done(task.shard, state["entry"], shards.read_rows(task.path), problems, census)
 
 
 def convert(
-    dataset: str,
+    dataset: str | Dataset,
     root: Path,
     out: Path,
     *,
@@ -104,37 +157,51 @@ def convert(
     map_tasks: Callable[[Callable[[Task], Done], list[Task]], Iterable[Done]] = map,
     on_mismatch: str = "skip",
     drop_blank: bool = False,
+    label_encoding: str | None = None,
+    only: Path | None = None,
+    golden: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, Any]:
     """Convert one split into the folder `out`; returns the report.
 
-    name         stands for the dataset's name in the result, as for a set in its format
-    map_tasks    like `map`, in any order: where the shards are written
-    on_mismatch  "skip" leaves out pairs of unequal size and images or labels without partner;
-                 "error" makes them errors
-    overwrite    replace what an earlier conversion wrote to `out`
-    progress     called with the number of samples done and of all
+    dataset         a name of DATASETS, or what a description of the user's own files says
+    name            stands for the dataset's name in the result, as for a set in its format
+    map_tasks       like `map`, in any order: where the shards are written
+    on_mismatch     "skip" leaves out pairs of unequal size and images or labels without partner;
+                    "error" makes them errors
+    label_encoding  how labels are stored, if not as in the release
+    only            a file that names the images to take
+    golden          an error unless counts, sizes and classes are those of the published release
+    overwrite       replace what an earlier conversion wrote to `out`
+    progress        called with the number of samples done and of all
 
     Does nothing when `out` already holds the same names and sizes, converted in the same way.
-    DataError, and nothing written but a report beside `out`, when any file is unusable.
+    DataError, and nothing written but a report beside `out`, when any file is unusable; shards that
+    were finished stay beside it, hidden, and are taken up by the next try.
     """
     root, out = Path(root).absolute(), Path(out).absolute()
-    source = DATASETS[dataset]
+    source = DATASETS[dataset] if isinstance(dataset, str) else dataset
     if split not in source.splits:
-        raise DataError(f"{dataset} has no split {split!r}; it has {', '.join(source.splits)}")
-    name = name or dataset
+        raise DataError(f"{source.name} has no split {split!r}; it has {', '.join(source.splits)}")
+    name = name or source.name
     if not re.fullmatch(r"[a-z0-9_-]+(/[a-z0-9_-]+)*", name):
         raise DataError(f"a name is of lower-case letters, digits, _, - and /; got {name!r}")
+    release = source.releases.get(split)
+    if golden and release is None:
+        raise DataError(f"nothing is known about the release of {source.name}; leave golden away")
     started = datetime.datetime.now(datetime.UTC)
-    samples, kind, problems = list_samples(source, root, source.splits[split], on_mismatch)
+    listed = list_samples(source, root, source.splits[split], on_mismatch, only)
+    samples, problems = listed.samples, listed.problems
+    label_files = _with_encoding(source, listed.labels, label_encoding)
     job = Job(
-        dataset=dataset,
-        kind=kind,
-        root=str(root),
-        prefix=name + source.splits[split].prefix.removeprefix(dataset),
-        metadata=_metadata(source, split, name, kind),
+        dataset=source,
+        split=source.splits[split],
+        labels=label_files,
+        root=str(listed.root),
+        prefix=name + source.splits[split].prefix.removeprefix(source.name),
+        metadata=_metadata(source, split, name, label_files, only),
         on_mismatch=on_mismatch,
         drop_blank=drop_blank,
     )
@@ -145,39 +212,53 @@ def convert(
         "names_and_sizes": hashlib.sha256(json.dumps(samples).encode()).hexdigest(),
         "on_mismatch": on_mismatch,
         "drop_blank": drop_blank,
+        "label_encoding": label_encoding,
+        "id_map": job.metadata["id_map"],
         "shard_bytes": shard_bytes,
     }
     report = {
         "schema": REPORT_SCHEMA,
         "name": job.metadata["name"],
-        "root": str(root),
+        "root": str(listed.root),
         "out": str(out),
         "host": socket.gethostname(),
         "started": started.isoformat(timespec="seconds"),
         "samples": len(samples),
     }
     failed = out.with_name(f"{out.name}.{REPORT}")
-    with _only_writer(out):
+    with only_writer(out):
         if not overwrite and _is_done(out, inputs):
             manifest = shards.read_manifest(out)
+            old = json.loads((out / REPORT).read_bytes()) if (out / REPORT).exists() else {}
+            differing = old.get("differs_from_release", {})
+            if golden and differing:
+                raise DataError(f"{out}: {golden_problem(differing).message}")
             return {**report, "status": "unchanged", **_summary(manifest)}
         if overwrite:
             _check_replaceable(out)
         try:
-            _check_space(samples, out)
+            part = out.with_name(PART.format(out.name))
+            part.mkdir(exist_ok=True)
+            tasks = plan_tasks(job, part, samples, shard_bytes)
+            _check_space(samples, out, part)
             _check_some(job, samples, problems)
-            with _replacing(out) as folder:
-                manifest = _write(
-                    job, samples, folder, inputs, problems, map_tasks, progress, shard_bytes
-                )
-                report |= {"status": "done", **_summary(manifest), **_findings(problems, source)}
-                report |= _clock(started)
-                atomic.write_json(folder / REPORT, report)
+            finished, resumed = _write(tasks, len(samples), map_tasks, progress)
+            manifest, differing = _finish(
+                job, part, finished, inputs, problems, release if not only else None, golden
+            )
+            report |= {"status": "done", **_summary(manifest), **_findings(problems, source)}
+            report |= {"shards_from_before": resumed, "differs_from_release": differing}
+            report |= _clock(started)
+            atomic.write_json(part / REPORT, report)
+            _replace(out, part)
             failed.unlink(missing_ok=True)
         except _Unusable as stop:
             report |= {"status": "failed", **_findings(problems, source), **_clock(started)}
             atomic.write_json(failed, report)
             raise DataError(_failure(f"{name}/{split}", str(stop), problems, failed)) from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.rmdir()  # if nothing was finished
     return report
 
 
@@ -185,92 +266,153 @@ class _Unusable(Exception):
     """Some check found an error; the problems say which."""
 
 
-def _metadata(source: Dataset, split: str, name: str, kind: int | None) -> dict[str, Any]:
+def _with_encoding(
+    source: Dataset, label_files: LabelFiles | None, encoding: str | None
+) -> LabelFiles | None:
+    """The kind of label files, stored otherwise than in the release."""
+    if encoding is None or label_files is None:
+        return label_files
+    choose(encoding, ENCODINGS, "label encoding")
+    if encoding == "color" and source.palette is None:
+        raise DataError(f"the colours of {source.name}'s labels are not known; use its id files")
+    return dataclasses.replace(label_files, encodings=(encoding,))
+
+
+def _metadata(
+    source: Dataset, split: str, name: str, label_files: LabelFiles | None, only: Path | None
+) -> dict[str, Any]:
     """What is known before the first file is opened; goes into every shard."""
-    label_files = source.labels[kind] if kind is not None else None
     where = source.splits[split]
+    chosen = None
+    if only:
+        chosen = {"name": only.name, "sha256": shards.file_sha256(only)}
     return {
         "schema_version": shards.SCHEMA_VERSION,
         "name": f"{name}/{split}",
         "dataset": name,
         "split": split,
         "domain_role": where.role,
-        "labelled": kind is not None,
+        "labelled": label_files is not None,
         "format": source.name,
         "converter": "spcl.data.convert",
         "converter_version": CONVERTER_VERSION,
-        "label_space": f"cityscapes{NUM_CLASSES}",
-        "class_names": list(labels.CLASS_NAMES),
-        "palette": labels.TRAIN_ID_COLORS.tolist(),
+        "label_space": source.label_space,
+        "class_names": list(source.class_names),
+        "palette": source.class_colors.tolist(),
         "ignore_index": IGNORE_INDEX,
-        "tail_classes": list(labels.TAIL_CLASSES),
-        "absent_train_ids": [],
+        "tail_classes": list(source.tail),
+        "absent_train_ids": list(source.absent),
         "id_map": {str(raw): to for raw, to in label_files.ids.items()} if label_files else None,
-        "raw_encoding": f"{label_files.encoding} {label_files.space}" if label_files else None,
-        "split_source": {"images": where.images, "labels": where.labels, "list": None},
+        "raw_encoding": (
+            f"{' or '.join(label_files.encodings)} {label_files.space}" if label_files else None
+        ),
+        "label_size": "its own" if where.any_size else "the image's",
+        "split_source": {"images": where.images, "labels": where.labels, "list": chosen},
         "licence": source.licence,
         "redistribution": source.redistribution,
         "view": None,  # not resized, not re-encoded
     }
 
 
-def _write(
-    job: Job,
-    samples: list[Sample],
-    folder: Path,
-    inputs: dict[str, Any],
-    problems: list[Problem],
-    map_tasks: Callable,
-    progress: Callable[[int, int], None] | None,
-    shard_bytes: int,
-) -> dict[str, Any]:
-    """Write all shards, then index and manifest.  Problems are added in order of the samples."""
-    plan = plan_shards([sample.image_bytes + sample.label_bytes for sample in samples], shard_bytes)
-    tasks = [
+def plan_tasks(job: Job, folder: Path, samples: list[Sample], shard_bytes: int) -> list[Task]:
+    plan = plan_shards([sample.bytes for sample in samples], shard_bytes)
+    return [
         Task(job, str(folder), number, tuple(samples[bounds.start : bounds.stop]))
         for number, bounds in enumerate(plan)
     ]
-    finished: list[Done] = []
-    results = iter(map_tasks(write_task, tasks))
+
+
+def _write(
+    tasks: list[Task],
+    total: int,
+    map_tasks: Callable,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Done], int]:
+    """Write all shards, in order; also how many were there from before."""
+    _clear(Path(tasks[0].folder), {path.name for task in tasks for path in (task.path, task.state)})
+    finished = [done for task in tasks if (done := _finished(task))]
+    there = {done.shard for done in finished}
+    results = iter(map_tasks(write_task, [task for task in tasks if task.shard not in there]))
     try:
         for done in results:
             finished.append(done)
             if progress:
-                progress(sum(one.read for one in finished), len(samples))
+                progress(sum(one.census.read for one in finished), total)
     finally:
         if hasattr(results, "close"):
-            results.close()  # remote tasks stop before their folder goes
-    finished.sort(key=lambda done: done.shard)
+            results.close()  # remote tasks stop before the lock is given back
+    return sorted(finished, key=lambda done: done.shard), len(there)
+
+
+def _clear(folder: Path, known: set[str]) -> None:
+    """Remove what a killed conversion left half-written, or what was planned otherwise."""
+    for path in folder.iterdir():
+        if path.name not in known:
+            path.unlink()
+
+
+def _finish(
+    job: Job,
+    folder: Path,
+    finished: list[Done],
+    inputs: dict[str, Any],
+    problems: list[Problem],
+    release: Any,
+    golden: bool,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Judge the whole, then write index and manifest.  Problems come in order of the samples.
+
+    Returns the manifest and what differs from the published release.
+    """
+    census = Census(job.num_classes)
     for done in finished:
         problems.extend(done.problems)
-    rows = [row for done in finished for row in done.rows]
-    problems[:] = judge_label_space(job, len(samples), rows, problems)
+        census.merge(done.census)
+    problems[:] = judge(job, census, problems)
     if any(problem.severity == ERROR for problem in problems):
         raise _Unusable
-    for done in finished:
-        if not done.rows:  # every sample of this shard was left out
-            (folder / done.entry["name"]).unlink()
     kept = [(done.entry, done.rows) for done in finished if done.rows]
     if not kept:
         problems.append(
             Problem("nothing_left", ERROR, (), "every sample was left out; nothing to write")
         )
         raise _Unusable
-    return shards.write_manifest(folder, job.metadata, inputs, kept)
+    problems += rare_classes(job, [row for _, rows in kept for row in rows])
+    manifest = shards.write_manifest(folder, job.metadata, inputs, kept)
+    differing = compare(release, manifest, census)
+    if golden and differing:
+        (folder / shards.MANIFEST).unlink()
+        problems.append(golden_problem(differing))
+        raise _Unusable
+    _clear(folder, {shards.MANIFEST, shards.INDEX, *(entry["name"] for entry, _ in kept)})
+    return manifest, differing
 
 
 def _check_some(job: Job, samples: list[Sample], problems: list[Problem]) -> None:
     """Stop before the work when the first look finds nothing usable: files of a wrong kind."""
-    some = samples[:: -(-len(samples) // LOOKS)]
-    looks = [read_sample(job, sample)[1] for sample in some]
-    if all(any(problem.severity == ERROR for problem in look) for look in looks):
-        problems.extend(problem for look in looks for problem in look)
-        problems[:] = judge_label_space(job, len(some), [], problems)
-        raise _Unusable(f"none of {len(some)} samples looked at is usable: ")
+    some = samples[:: -(-len(samples) // ENOUGH)]
+    census, found = Census(job.num_classes), []
+    first = some[:LOOKS]
+    bad = 0
+    for sample in some:
+        if census.read == len(first) and bad == len(first):
+            break
+        read = read_sample(job, sample)
+        census.add(read)
+        found += read.problems
+        bad += any(problem.severity == ERROR for problem in read.problems)
+    if bad == census.read:
+        problems.extend(judge(job, census, found))
+        raise _Unusable(f"none of {census.read} samples looked at is usable: ")
+    wrong = [p for p in judge(job, census, []) if p.check in ("wrong_flavour", "one_class_labels")]
+    if wrong:
+        problems.extend(wrong)
+        raise _Unusable
 
 
-def _check_space(samples: list[Sample], out: Path) -> None:
-    needed = int(DISK_MARGIN * sum(sample.image_bytes + sample.label_bytes for sample in samples))
+def _check_space(samples: list[Sample], out: Path, part: Path) -> None:
+    needed = DISK_MARGIN * sum(sample.bytes for sample in samples)
+    needed -= sum(path.stat().st_size for path in part.iterdir())
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise DataError(
@@ -307,15 +449,26 @@ def _check_replaceable(out: Path) -> None:
         raise DataError(f"{out} holds files that are not shards; --overwrite will not remove them")
 
 
+def _replace(out: Path, part: Path) -> None:
+    """Put the finished folder in the place of `out`, old contents included."""
+    with replacing(out, part):
+        pass
+
+
 @contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out`, old contents included, if the block ends well."""
+def replacing(out: Path, part: Path | None = None) -> Iterator[Path]:
+    """A folder that takes the place of `out`, old contents included, if the block ends well.
+
+    part  the folder, if it is there already
+    """
     old = out.with_name(f".{out.name}.old.tmp")
     try:
-        with atomic.folder(out) as folder:
+        with contextlib.nullcontext(part) if part else atomic.folder(out) as folder:
             yield folder
             if out.exists():
                 os.rename(out, old)
+            if part:
+                atomic.publish(part, out)
     except BaseException:
         if old.exists() and not out.exists():
             os.rename(old, out)
@@ -324,7 +477,7 @@ def _replacing(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Hold the folder around `out`, and clear what a killed conversion left there.
 
     Two processes that want the same split on first use: the second waits and finds it done.

@@ -1,7 +1,8 @@
 """Class ids, names, colours and subsets: the one table of the project.
 
-Facts are those of Cityscapes (cityscapesScripts, helpers/labels.py) and of the GTA5 label files,
-whose palette differs in `static` only and which store licence plates as id 34.
+Facts are those of Cityscapes (cityscapesScripts, helpers/labels.py), of the GTA5 label files,
+whose palette differs in `static` only and which store licence plates as id 34, and of
+SYNTHIA-RAND-CITYSCAPES, whose ids are its own.
 Not here: where files lie (`spcl.data.datasets`).
 """
 
@@ -74,6 +75,43 @@ TAIL_CLASSES: tuple[int, ...] = (3, 4, 6, 7, 9, 12, 14, 15, 16, 17, 18)
 CITYSCAPES_IDS: dict[int, int] = {label.id: label.train_id for label in LABELS}
 GTA5_IDS: dict[int, int] = {**CITYSCAPES_IDS, 34: IGNORE_INDEX}
 
+TRAIN_IDS: dict[int, int] = {k: k for k in (*range(NUM_CLASSES), IGNORE_INDEX)}
+
+# SYNTHIA-RAND-CITYSCAPES.  Terrain 16, truck 18 and train 20 are in its table and in no image; a
+# lane marking (22) is not road.
+_SYNTHIA = (
+    "void",
+    "sky",
+    "building",
+    "road",
+    "sidewalk",
+    "fence",
+    "vegetation",
+    "pole",
+    "car",
+    "traffic sign",
+    "person",
+    "bicycle",
+    "motorcycle",
+    "parking slot",
+    "road-work",
+    "traffic light",
+    "terrain",
+    "rider",
+    "truck",
+    "bus",
+    "train",
+    "wall",
+    "lane marking",
+)
+SYNTHIA_IDS: dict[int, int] = {
+    raw: CLASS_NAMES.index(name) if name in CLASS_NAMES else IGNORE_INDEX
+    for raw, name in enumerate(_SYNTHIA)
+}
+SYNTHIA_ABSENT: tuple[int, ...] = tuple(
+    CLASS_NAMES.index(name) for name in ("terrain", "truck", "train")
+)
+
 #: GTA5's 35-entry palette, (35, 3) uint8: Cityscapes' colours but for `static` and the plate.
 GTA5_PALETTE = np.array(
     [(20, 20, 20) if label.name == "static" else label.color for label in LABELS] + [(0, 0, 142)],
@@ -81,9 +119,9 @@ GTA5_PALETTE = np.array(
 )
 
 
-def lookup_table(ids: dict[int, int]) -> np.ndarray:
-    """(256,) uint8 table from raw id to trainId; ids that are not in the map become 255."""
-    table = np.full(256, IGNORE_INDEX, np.uint8)
+def lookup_table(ids: dict[int, int], size: int = 256) -> np.ndarray:
+    """(size,) uint8 table from raw id to trainId; ids that are not in the map become 255."""
+    table = np.full(size, IGNORE_INDEX, np.uint8)
     for raw, train_id in ids.items():
         table[raw] = train_id
     return table

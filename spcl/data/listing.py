@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from spcl.data.datasets import Dataset, Split
+from spcl.data.datasets import Dataset, LabelFiles, Split
 from spcl.errors import DataError
 
 SHOWN_NAMES = 10  # names or ranges of names listed in one message
@@ -18,7 +18,7 @@ ERROR, SKIP, NOTE = "error", "skip", "note"
 
 
 class Sample(NamedTuple):
-    """One image and, where labels are written, its label file; paths relative to the root."""
+    """One image and the files that go with it; paths relative to the root."""
 
     key: str
     sequence: str | None
@@ -27,6 +27,12 @@ class Sample(NamedTuple):
     image_bytes: int
     label: str | None
     label_bytes: int
+    previous: str | None = None
+    previous_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.image_bytes + self.label_bytes + self.previous_bytes
 
 
 class Problem(NamedTuple):
@@ -39,6 +45,21 @@ class Problem(NamedTuple):
     severity: str
     files: tuple[str, ...]
     message: str
+
+
+class Listed(NamedTuple):
+    """What list_samples found.
+
+    root      where the tree begins: the user's root or a folder in it
+    samples   sorted by key, numbers by their value
+    labels    which of the dataset's kinds of label files is used; None where labels aren't written
+    problems  what was noticed
+    """
+
+    root: Path
+    samples: list[Sample]
+    labels: LabelFiles | None
+    problems: list[Problem]
 
 
 class _Found(NamedTuple):
@@ -55,7 +76,7 @@ def _list_files(root: Path, folder: str) -> list[tuple[str, str, int]]:
             path = Path(parent, name)
             size = path.stat().st_size if path.exists() else 0  # a dangling link fails when read
             inside = path.relative_to(root / folder).as_posix()
-            found.append((inside, f"{folder}/{inside}", size))
+            found.append((inside, f"{folder}/{inside}".lstrip("/"), size))
     return sorted(found)
 
 
@@ -68,7 +89,8 @@ def _match(
         match = pattern.fullmatch(inside)
         if match is None:
             continue
-        key = match["key"]
+        named = match.groupdict()
+        key = named.get("key") or "/".join(part for part in match.groups() if part)
         if key in matched:
             problems.append(
                 Problem(
@@ -79,7 +101,7 @@ def _match(
                 )
             )
             continue
-        matched[key] = _Found(path, size, match.groupdict())
+        matched[key] = _Found(path, size, named)
     return matched
 
 
@@ -97,7 +119,7 @@ def _ignored(
             "ignored_file",
             NOTE,
             tuple(paths),
-            f"ignored {len(paths)} files named {form} in {folder}: not part of the dataset",
+            f"ignored {len(paths)} files matching {form} in {folder} (left by another tool)",
         )
         for form, paths in sorted(strange.items())
     ]
@@ -120,26 +142,45 @@ def _ranges(keys: Iterable[str]) -> str:
     return ", ".join(parts[:SHOWN_NAMES]) + more
 
 
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sorts 2 before 10, padded with zeros or not."""
+    parts = re.split(r"(\d+)", key)
+    return [(int(part) if number % 2 else 0, part) for number, part in enumerate(parts)]
+
+
 def _unpaired(
-    images: dict[str, _Found], partners: dict[str, _Found], split: Split, on_mismatch: str
+    images: dict[str, _Found], partners: dict[str, _Found], folders: tuple[str, str], stop: bool
 ) -> list[Problem]:
     problems = []
-    severity = ERROR if on_mismatch == "error" else SKIP
     counts = f"images {len(images)}, labels {len(partners)}"
-    for what, here, there in (("label", images, partners), ("image", partners, images)):
-        lonely = sorted(here.keys() - there.keys())
+    cases = (("label", images, partners), ("image", partners, images))
+    for (what, here, there), folder in zip(cases, reversed(folders), strict=True):
+        lonely = sorted(here.keys() - there.keys(), key=_natural)
         if lonely:
-            folder = split.labels if what == "label" else split.images
             problems.append(
                 Problem(
                     "missing_partner",
-                    severity,
+                    ERROR if stop else SKIP,
                     tuple(here[key].path for key in lonely),
-                    f"{counts}: no {what} for {_ranges(lonely)}; extract the archives of {folder} "
-                    f"again",
+                    f"{counts}: no {what} for {_ranges(lonely)}; extract the archives of "
+                    f"{folder or 'the root'} again",
                 )
             )
     return problems
+
+
+def _find_root(dataset: Dataset, root: Path, split: Split) -> Path:
+    """The folder in which the tree begins; DataError if nothing there looks like it."""
+    if not root.is_dir():
+        raise DataError(f"no folder {root}; {dataset.name} must be there as {dataset.layout}")
+    for place in dataset.roots:
+        if (root / place / split.images).is_dir():
+            return root / place
+    inside = ", ".join(sorted(os.listdir(root))[:SHOWN_NAMES]) or "nothing"
+    raise DataError(
+        f"{root} has no folder {split.images}, it holds {inside}; {dataset.name} must be there "
+        f"as {dataset.layout}"
+    )
 
 
 def _nothing(what: str, dataset: Dataset, folder: Path, files: list) -> DataError:
@@ -149,55 +190,120 @@ def _nothing(what: str, dataset: Dataset, folder: Path, files: list) -> DataErro
     )
 
 
-def list_samples(
-    dataset: Dataset, root: Path, split: Split, on_mismatch: str
-) -> tuple[list[Sample], int | None, list[Problem]]:
-    """The samples of a split, sorted by key; which kind of label files it has; what was noticed.
+def _list_labels(
+    dataset: Dataset, root: Path, split: Split, problems: list[Problem]
+) -> tuple[LabelFiles, str, dict[str, _Found], list[tuple[str, str, int]]]:
+    """The first kind of label files that is there: the kind, its folder, its files, all files."""
+    seen = 0
+    for kind in dataset.labels:
+        folder = split.labels if kind.folder is None else kind.folder
+        files = _list_files(root, folder)
+        partners = _match(files, split.label or kind.pattern, problems)
+        seen += len(files)
+        if partners:
+            if kind is not dataset.labels[0]:
+                first = dataset.labels[0]
+                message = (
+                    f"{split.labels} has no files of {first.space}; the files of {kind.space} in "
+                    f"{folder} are used instead"
+                )
+                problems.append(Problem("label_files", NOTE, (), message))
+            return kind, folder, partners, files
+    if not (root / split.labels).is_dir():
+        raise DataError(
+            f"{root} has no folder {split.labels}; {dataset.name} must be there as {dataset.layout}"
+        )
+    raise _nothing("labels", dataset, root / split.labels, [None] * seen)
 
-    DataError if there is nothing to convert.
+
+def _find_previous(
+    dataset: Dataset, root: Path, split: Split, samples: list[Sample], stop: bool
+) -> tuple[list[Sample], list[Problem]]:
+    """Samples with the frame before theirs, and what is said of those that have none."""
+    files = _list_files(root, split.previous)
+    frames = _match(files, split.image or dataset.image, [])
+    kept, lonely = [], []
+    for sample in samples:
+        digits = re.search(r"\d+$", sample.key)[0]
+        key = f"{sample.key[: -len(digits)]}{sample.frame - 1:0{len(digits)}d}"
+        if key in frames:
+            kept.append(sample._replace(previous=frames[key].path, previous_bytes=frames[key].size))
+        else:
+            lonely.append((key, sample))
+    if not lonely:
+        return kept, []
+    names = ", ".join(Path(key).name for key, _ in lonely[:SHOWN_NAMES])
+    more = f", ... ({len(lonely)} in all)" if len(lonely) > SHOWN_NAMES else ""
+    message = f"{names}{more} not found under {split.previous.split('/')[0]}/"
+    severity = ERROR if stop or not kept else SKIP
+    paths = tuple(sample.image for _, sample in lonely)
+    if not kept:
+        hint = dataset.hints.get("missing_previous", "put the neighbour frames there")
+        raise DataError(f"{message}; {hint}")
+    return kept, [Problem("missing_previous", severity, paths, message)]
+
+
+def _restrict(images: dict[str, _Found], names: Path) -> dict[str, _Found]:
+    """The images that a list file names, one a line: by key, by file name, or by path.
+
+    Lists of several code bases are read: with or without the ending, with or without the folder, a
+    last line without its end.
     """
-    if not root.is_dir():
-        raise DataError(f"no folder {root}; {dataset.name} must be there as {dataset.layout}")
-    for folder in (split.images, split.labels):
-        if folder is not None and not (root / folder).is_dir():
-            inside = ", ".join(sorted(os.listdir(root))[:SHOWN_NAMES]) or "nothing"
-            raise DataError(
-                f"{root} has no folder {folder}, it holds {inside}; {dataset.name} must be there "
-                f"as {dataset.layout}"
-            )
+    try:
+        lines = names.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the list {names}: {error}") from None
+    by_name = {}
+    for key, found in images.items():
+        stem = Path(found.path).stem
+        by_name |= {key: key, Path(key).name: key, stem: key, Path(found.path).name: key}
+    chosen, unknown = {}, []
+    for line in lines:
+        key = by_name.get(line) or by_name.get(Path(line).name)
+        if key is None:
+            unknown.append(line)
+        else:
+            chosen[key] = images[key]
+    if unknown or not chosen:
+        shown = ", ".join(unknown[:SHOWN_NAMES]) or "nothing"
+        raise DataError(
+            f"{names} names {len(unknown)} images that are not there ({shown}); it must name files "
+            f"of this split, one a line"
+        )
+    return chosen
+
+
+def list_samples(
+    dataset: Dataset, root: Path, split: Split, on_mismatch: str, only: Path | None = None
+) -> Listed:
+    """The samples of a split; DataError if there is nothing to convert.
+
+    only  a file that names the images to take
+    """
+    root, stop = _find_root(dataset, root, split), on_mismatch == "error"
     problems: list[Problem] = []
-    known = [dataset.image, *(kind.pattern for kind in dataset.labels)]
+    known = [split.image or dataset.image]
+    known += [split.label or kind.pattern for kind in dataset.labels]
     if dataset.companions:
         known.append(dataset.companions)
     image_files = _list_files(root, split.images)
-    images = _match(image_files, dataset.image, problems)
+    images = _match(image_files, known[0], problems)
     if not images:
         raise _nothing("images", dataset, root / split.images, image_files)
     problems += _ignored(image_files, known, split.images)
+    if only:
+        images = _restrict(images, only)
 
-    used, partners = None, None
+    kind, partners = None, None
     if split.labels is not None:
-        label_files = _list_files(root, split.labels)
-        for number, kind in enumerate(dataset.labels):
-            used, partners = number, _match(label_files, kind.pattern, problems)
-            if partners:
-                break
-        if not partners:
-            raise _nothing("labels", dataset, root / split.labels, label_files)
-        if used:
-            problems.append(
-                Problem(
-                    "label_files",
-                    NOTE,
-                    (),
-                    f"{split.labels} has no files of {dataset.labels[0].space}; its files of "
-                    f"{dataset.labels[used].space} are used instead",
-                )
-            )
-        problems += _ignored(label_files, known, split.labels)
-        problems += _unpaired(images, partners, split, on_mismatch)
+        kind, folder, partners, label_files = _list_labels(dataset, root, split, problems)
+        if only:
+            partners = {key: found for key, found in partners.items() if key in images}
+        if folder != split.images:
+            problems += _ignored(label_files, known, folder)
+        problems += _unpaired(images, partners, (split.images, folder), stop)
     samples = []
-    for key in sorted(images):
+    for key in sorted(images, key=_natural):
         partner = partners.get(key) if partners is not None else None
         if partners is not None and partner is None:
             continue
@@ -216,4 +322,7 @@ def list_samples(
         )
     if not samples:
         raise DataError(f"no image in {root} has a label: {problems[-1].message}")
-    return samples, used, problems
+    if split.previous:
+        samples, found = _find_previous(dataset, root, split, samples, stop)
+        problems += found
+    return Listed(root, samples, kind, problems)

@@ -128,6 +128,17 @@ def write_shard(
     return entry, index
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The index rows of a shard, as `write_shard` returned them."""
+    rows: list[dict[str, Any]] = []
+    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+        names = [name for name in reader.schema.names if name not in _PAYLOAD]
+        for batch in range(reader.num_record_batches):
+            found = reader.get_batch(batch).select(names).to_pylist()
+            rows += [{**row, "batch": batch, "row": number} for number, row in enumerate(found)]
+    return rows
+
+
 def data_fingerprint(rows: Iterable[dict[str, Any]]) -> str:
     """sha256 over the sorted (sample_id, image hash, label hash): the data, however it is cut."""
     lines = sorted(

@@ -43,6 +43,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != REPORT}
 
 
+def visible(folder: Path) -> list[str]:
+    """What a user sees in a folder; shards in the making are hidden."""
+    return [name for name in os.listdir(folder) if not name.startswith(".")]
+
+
 def decoded(data: ShardSet, index: int) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data.label(index))))
 
@@ -124,7 +129,7 @@ def test_derived_train_ids_are_accepted_and_said(cityscapes: Path, tmp_path: Pat
     derived = convert("cityscapes", other, tmp_path / "out/b", split="val")
     assert derived["fingerprint"] == ids["fingerprint"]
     assert derived["checks"]["label_files"]["messages"] == [
-        "gtFine/val has no files of labelIds; its files of trainIds are used instead"
+        "gtFine/val has no files of labelIds; the files of trainIds in gtFine/val are used instead"
     ]
     assert ShardSet(tmp_path / "out/b").metadata["raw_encoding"] == "png8:L trainIds"
 
@@ -228,12 +233,22 @@ LEFT_OUT = {
     "no image": (Path.unlink, IMAGE, "missing_partner", "images 2, labels 3: no image for 00002;"),
 }
 NOTED = {
-    "stray file": (trees.add_derived, LABEL, "ignored_file", r"1 files named \*_labelTrainIds.png"),
+    "stray file": (
+        trees.add_derived,
+        LABEL,
+        "ignored_file",
+        r"1 files matching \*_labelTrainIds.png",
+    ),
     "one class": (trees.single_class, LABEL, "single_class", "fewer than two classes; kept"),
     "constant image": (trees.blank, IMAGE, "blank_image", "constant image; kept .*--drop-blank"),
 }
 REFUSED = {
-    "half an image": (trees.truncate, IMAGE, "damaged_file", "is truncated: .* extract this file"),
+    "half an image": (
+        trees.truncate,
+        IMAGE,
+        "damaged_file",
+        "is truncated after 4.% of its rows.* extract this file",
+    ),
     "half a label": (trees.truncate, LABEL, "damaged_file", "is truncated"),
     "empty image": (lambda p: p.write_bytes(b""), IMAGE, "damaged_file", "is empty"),
     "no PNG": (lambda p: p.write_bytes(b"GIF89a"), IMAGE, "damaged_file", "is not a PNG file"),
@@ -274,7 +289,7 @@ def test_defect_is_an_error_and_nothing_is_written(
         convert("gta5", gta5, out, split="train")
     report = json.loads((tmp_path / f"data/train.{REPORT}").read_text())
     assert list(report["checks"]) == [check] and report["checks"][check]["count"] == 1
-    assert [p.name for p in out.parent.iterdir()] == [f"train.{REPORT}"]
+    assert visible(out.parent) == [f"train.{REPORT}"]
 
 
 def test_all_problems_are_collected(gta5: Path, tmp_path: Path) -> None:
@@ -328,7 +343,7 @@ def test_wrong_kind_of_labels_is_found_before_the_work(tmp_path: Path) -> None:
     def never(function: Callable, tasks: list) -> list:
         raise AssertionError("started")
 
-    with pytest.raises(DataError, match="none of 7 samples looked at.* all 7 labels hold trainIds"):
+    with pytest.raises(DataError, match="none of 8 samples looked at.* all 8 labels hold trainIds"):
         convert("gta5", raw, tmp_path / "out", split="train", map_tasks=never)
 
 
@@ -367,34 +382,73 @@ def test_wrong_root_is_told_with_what_it_holds(cityscapes: Path, tmp_path: Path)
 # --- all or nothing ------------------------------------------------------------------------------
 
 
-def test_exception_midway_leaves_nothing(gta5: Path, tmp_path: Path) -> None:
+def test_exception_midway_leaves_no_result(gta5: Path, tmp_path: Path) -> None:
     def breaking(function: Callable, tasks: list):
         yield function(tasks[0])
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         convert("gta5", gta5, tmp_path / "data/out", split="train", map_tasks=breaking)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert visible(tmp_path / "data") == []
 
 
-def test_killed_conversion_leaves_no_result_and_can_be_run_again(
-    gta5: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "data/out"
-    script = f"""
+KILLED = """
 import os, signal
 from pathlib import Path
 from spcl.data.convert import convert
 def killing(function, tasks):
     yield function(tasks[0])
+    half = tasks[1].path.with_name(tasks[1].path.name + ".1234.tmp")
+    half.write_bytes(b"ARROW1")
     os.kill(os.getpid(), signal.SIGKILL)
-convert("gta5", Path({str(gta5)!r}), Path({str(out)!r}), split="train", map_tasks=killing)
+convert("gta5", Path({root!r}), Path({out!r}), split="train", map_tasks=killing)
 """
+
+
+def test_killed_conversion_is_continued_to_the_same_bytes(gta5: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data/out"
+    script = KILLED.format(root=str(gta5), out=str(out))
     killed = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert not out.exists() and len(os.listdir(out.parent)) == 1  # what it had begun
-    convert("gta5", gta5, out, split="train")
-    assert os.listdir(out.parent) == ["out"] and len(ShardSet(out)) == 3
+    assert visible(out.parent) == []
+    part = out.parent / ".out.part"
+    before = (part / "shard-00000.arrow").stat()
+    report = convert("gta5", gta5, out, split="train")
+    assert report["shards_from_before"] == 1
+    assert (out / "shard-00000.arrow").stat().st_mtime_ns == before.st_mtime_ns
+    assert os.listdir(out.parent) == ["out"]
+    convert("gta5", gta5, tmp_path / "whole", split="train")
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_finished_shards_of_a_refused_set_are_used_when_it_is_mended(
+    gta5: Path, tmp_path: Path
+) -> None:
+    whole = (gta5 / IMAGE).read_bytes()
+    trees.flip_byte(gta5 / IMAGE, 2000)  # the size stays
+    with pytest.raises(DataError, match="damaged chunk"):
+        convert("gta5", gta5, tmp_path / "out", split="train")
+    (gta5 / IMAGE).write_bytes(whole)
+    report = convert("gta5", gta5, tmp_path / "out", split="train")
+    assert report["shards_from_before"] == 2
+    convert("gta5", gta5, tmp_path / "whole", split="train")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["drop_blank", "damaged"])
+def test_shards_of_another_conversion_are_not_taken_up(
+    gta5: Path, tmp_path: Path, change: str
+) -> None:
+    trees.truncate(gta5 / IMAGE)
+    with pytest.raises(DataError):
+        convert("gta5", gta5, tmp_path / "out", split="train")
+    trees.gta5_tree(gta5, 3, trees.SMALL)
+    if change == "damaged":
+        trees.flip_byte(tmp_path / ".out.part/shard-00000.arrow", 2000)
+    options = {"drop_blank": True} if change == "drop_blank" else {}
+    report = convert("gta5", gta5, tmp_path / "out", split="train", **options)
+    assert report["shards_from_before"] == (1 if change == "damaged" else 0)
+    verify(tmp_path / "out")
 
 
 def test_second_request_does_nothing(gta5: Path, tmp_path: Path) -> None:
