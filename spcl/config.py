@@ -188,7 +188,8 @@ class _Config:
         """What the network's weights expect, of `spcl.models.vgg.INPUTS`."""
         if self.model.input != "auto":
             return self.model.input
-        return PRETRAINED[MODELS[self.model.name]].input if self.weights == "imagenet" else INPUTS[0]
+        known = self.weights == "imagenet"
+        return PRETRAINED[MODELS[self.model.name]].input if known else INPUTS[0]
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -233,8 +234,8 @@ class _Config:
             )
         if self.model.target_statistics == "estimated" and name == VGG:
             raise ConfigError(
-                f"model.target_statistics=estimated re-estimates normalisation, and {VGG} has none; "
-                "leave it at trained"
+                f"model.target_statistics=estimated re-estimates normalisation, but {VGG} has "
+                "none; leave it at trained"
             )
         if self.model.target_statistics == "estimated" and self.norm != "domain":
             raise ConfigError(
