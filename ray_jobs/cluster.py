@@ -1,13 +1,21 @@
 """Where Ray runs: join the cluster that was named, or start one for this command alone."""
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
+CANCEL_SECONDS = 10  # for killed tasks to let go of their files
+ONE_CPU = {"CPU": 1.0}
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Of a cluster we start ourselves, set before Ray is imported.
 LOCAL_ENVIRONMENT = {
@@ -89,3 +97,37 @@ def shortage(workers: int, per_worker: dict[str, float]) -> str | None:
                 f"{have.get(name, 0):g}; lower --workers or add nodes"
             )
     return None
+
+
+def ray_map(
+    function: Callable[[T], R],
+    tasks: Iterable[T],
+    limit: int | None,
+    each: Mapping[str, float] = ONE_CPU,
+) -> Iterator[R]:
+    """Results of function(task) as they come, at most `limit` under way (default: all CPUs).
+
+    each  the CPU and GPU that a task reserves
+    """
+    import ray
+
+    # max_calls: a process that has loaded a network onto its GPU keeps it for the next task.
+    remote = ray.remote(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0), max_calls=0)(function)
+    limit = limit or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(tasks)
+    running: list[Any] = []
+    try:
+        while True:
+            running += [remote.remote(t) for t in itertools.islice(waiting, limit - len(running))]
+            if not running:
+                return
+            ready, running = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+    finally:
+        for task in running:
+            ray.cancel(task, force=True)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)

@@ -6,16 +6,15 @@ python ray_jobs/ingest.py --verify /data/spcl/gta5/train
 """
 
 import argparse
-import itertools
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ray_jobs import cluster
+from ray_jobs.progress import Progress
 from spcl.cli import REPOSITORY, guarded
 from spcl.data.convert import convert, verify
 from spcl.data.datasets import DATASETS
@@ -23,9 +22,6 @@ from spcl.data.listing import NOTE
 from spcl.errors import UserError
 from spcl.settings import choose
 
-CANCEL_SECONDS = 10  # for killed tasks to let go of their files
-LINE_SECONDS = 10  # between progress lines where stderr is no terminal
-BAR = 30  # characters
 LABELLED = "train_labelled"
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
@@ -98,52 +94,6 @@ def resolve_paths(arguments: argparse.Namespace) -> None:
     arguments.out = Path(out or REPOSITORY / "data").expanduser().resolve()
 
 
-def ray_map(function: Callable[[T], R], tasks: Iterable[T], limit: int | None) -> Iterator[R]:
-    """Results of function(task) as they come, at most `limit` under way (default: all CPUs)."""
-    import ray
-
-    # One CPU and one record batch of memory each.
-    remote = ray.remote(num_cpus=1)(function)
-    limit = limit or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = iter(tasks)
-    running: list[Any] = []
-    try:
-        while True:
-            running += [remote.remote(t) for t in itertools.islice(waiting, limit - len(running))]
-            if not running:
-                return
-            ready, running = ray.wait(running, num_returns=1)
-            try:
-                yield ray.get(ready[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-    finally:
-        for task in running:
-            ray.cancel(task, force=True)
-        if running:
-            ray.wait(running, num_returns=len(running), timeout=CANCEL_SECONDS)
-
-
-class Progress:
-    """Samples done: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.started = self.shown = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        left = (now - self.started) * (total - done) / max(done, 1)
-        text = f"{self.name}: {done}/{total} samples, {left / 60:.1f} min left"
-        if sys.stderr.isatty():
-            bar = "#" * (BAR * done // total)
-            end = "\n" if done == total else ""
-            print(f"\r[{bar:.<{BAR}}] {text}\033[K", end=end, file=sys.stderr, flush=True)
-        elif now - self.shown >= LINE_SECONDS:
-            self.shown = now
-            print(text, file=sys.stderr, flush=True)
-
-
 def describe(report: dict[str, Any]) -> str:
     """What one conversion did, in a few lines."""
     lines = [
@@ -177,7 +127,7 @@ def run(argv: Sequence[str] | None) -> int:
         if arguments.workers == 0:
             return map(function, tasks)
         cluster.connect(arguments.address)
-        return ray_map(function, tasks, arguments.workers)
+        return cluster.ray_map(function, tasks, arguments.workers)
 
     try:
         convert_splits(arguments, map_tasks)
