@@ -1,9 +1,12 @@
+import colorsys
 import io
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from spcl.data.transforms import (
     IMAGENET_MEAN,
@@ -11,9 +14,11 @@ from spcl.data.transforms import (
     Augment,
     decode,
     decode_label,
+    jitter,
     normalize,
     resize_image,
     resize_label,
+    shift_hue,
 )
 
 
@@ -24,7 +29,8 @@ def image():
 
 def png(array):
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
+    picture = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -32,6 +38,13 @@ def test_decoding_agrees_with_pillow(image):
     label = np.arange(60 * 90, dtype=np.uint8).reshape(60, 90)
     assert (decode(png(image)).permute(1, 2, 0).numpy() == image).all()
     assert (decode_label(png(label)).numpy() == label).all()
+
+
+def test_any_picture_is_decoded_to_rgb(image):
+    for mode in ("L", "P", "RGBA"):
+        picture = Image.fromarray(image).convert(mode)
+        got = decode(png(picture)).permute(1, 2, 0).numpy()
+        assert (got == np.array(picture.convert("RGB"))).all()
 
 
 def test_resizing_is_pillows(image):
@@ -47,6 +60,54 @@ def test_normalization_is_imagenets():
     grey = torch.full((3, 2, 2), 128, dtype=torch.uint8)
     want = [(128 / 255 - m) / s for m, s in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     assert normalize(grey)[:, 0, 0].tolist() == pytest.approx(want, abs=1e-6)
+
+
+COLOURS = np.random.default_rng(1).integers(0, 256, (3, 40, 50), np.uint8)
+COLOURS[:, :2], COLOURS[:2, 2:4], COLOURS[1:, 4:6] = 128, 200, 7  # grey, and two channels equal
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.2, -1e-9, 0.0, 0.07, 1 / 6, 0.5])
+def test_hue_turns_on_the_colour_circle_and_keeps_value_and_saturation(turn):
+    got = shift_hue(torch.from_numpy(COLOURS), turn).numpy()
+    for before, after in zip(COLOURS.reshape(3, -1).T, got.reshape(3, -1).T, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(before / 255))
+        want = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
+        assert np.abs(np.array(want) * 255 - after).max() < 0.51  # rounded
+    theirs = F.adjust_hue(torch.from_numpy(COLOURS), turn).numpy()
+    assert np.abs(theirs.astype(int) - got).max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("strength", [(0.4, 0.4, 0.4, 0.0), (0.5, 0.0, 0.5, 0.0)])
+def test_jitter_without_hue_is_torchvisions_to_the_bit(image, seed, strength):
+    planes = torch.from_numpy(image).permute(2, 0, 1)
+    torch.manual_seed(seed)
+    want = v2.ColorJitter(*strength)(planes)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    assert torch.equal(jitter(planes, strength), want)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_jitter_of_hue_draws_what_torchvision_draws(image, seed):
+    planes = torch.from_numpy(image).permute(2, 0, 1)
+    torch.manual_seed(seed)
+    want = v2.ColorJitter(0, 0, 0, 0.2)(planes)
+    torch.manual_seed(seed)
+    got = jitter(planes, (0.0, 0.0, 0.0, 0.2))
+    assert (got.int() - want.int()).abs().max() <= 1 and not torch.equal(got, planes)
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_how_pixels_lie_in_memory_changes_nothing(image, position):
+    """Decoded pixels lie interleaved; other readers give planes."""
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    label = torch.from_numpy(image[:, :, 0])
+    entropy = [0, 7, position]
+    one = FULL(torch.from_numpy(image).permute(2, 0, 1), label, entropy)
+    two = FULL(torch.from_numpy(planes), label, entropy)
+    assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 def _call(augment, image, label, position):
