@@ -2,7 +2,11 @@
 
 python ray_jobs/ingest.py --dataset gta5 --root /data/raw/gta5
 python ray_jobs/ingest.py --dataset cityscapes --root /data/raw/cityscapes --out /data/spcl
+python ray_jobs/ingest.py --dataset my-data.yaml --root /data/raw/mine
+python ray_jobs/ingest.py --dataset gta5 --view 1280x720 --codec jpeg95
 python ray_jobs/ingest.py --verify /data/spcl/gta5/train
+
+Finished shards of an interrupted conversion are kept: the same command continues it.
 """
 
 import argparse
@@ -17,12 +21,16 @@ from ray_jobs import cluster
 from ray_jobs.progress import Progress
 from spcl.cli import REPOSITORY, guarded
 from spcl.data.convert import convert, verify
-from spcl.data.datasets import DATASETS
+from spcl.data.datasets import DATASETS, Dataset
+from spcl.data.datasets.custom import read_description
+from spcl.data.encodings import ENCODINGS
 from spcl.data.listing import NOTE
+from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
 from spcl.settings import choose
 
 LABELLED = "train_labelled"
+DESCRIPTIONS = (".yaml", ".yml")
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
 T = TypeVar("T")
@@ -41,7 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", help=f"format of the raw files: {', '.join(DATASETS)}")
+    known = f"{', '.join(DATASETS)}, or a YAML file that describes your own"
+    add("--dataset", help=f"the raw files: {known} (spcl/data/datasets/custom.py)")
     add("--root", type=Path, help="folder of the raw files")
     add("--split", help="one split (default: all that are there)")
     add("--out", help="converted data, OUT/<dataset>/<split> (default: $SPCL_DATA, else ./data)")
@@ -49,24 +58,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, help="shards at a time (default: all CPUs); 0: without Ray")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
     add("--on-mismatch", choices=("skip", "error"), default="skip", help=ON_MISMATCH)
+    add("--label-encoding", choices=tuple(ENCODINGS), help="labels, if not as in the release")
+    add("--list", type=Path, metavar="FILE", help="convert only the images that FILE names")
     add("--drop-blank", action="store_true", help="leave out images of one colour")
     add("--with-labels", action="store_true", help=f"also write {LABELLED}: for oracles")
     add("--overwrite", action="store_true", help="replace shards made from other files")
+    add("--verify-golden", action="store_true", help="an error unless it is the whole release")
+    add("--view", metavar="WxH", help="also write the images at a size to train at")
+    add("--codec", help="of a view: png, webp or jpeg95 (default)")
     add("--verify", type=Path, metavar="DIR", help="hash the files of a converted split again")
     return parser.parse_args(argv)
 
 
-def chosen_splits(arguments: argparse.Namespace) -> list[str]:
+def find_dataset(given: str) -> Dataset:
+    """A known dataset, or the one that the user's file describes."""
+    if Path(given).suffix in DESCRIPTIONS:
+        return read_description(Path(given))
+    if given == "custom":
+        raise UserError(
+            "your own files are described by a YAML file: --dataset my-data.yaml; the README's "
+            "section 'Your data' shows one"
+        )
+    return DATASETS[choose(given, DATASETS, "dataset")]
+
+
+def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     """The splits to convert.  What a file system shows is enough; no file is opened."""
-    dataset = DATASETS[arguments.dataset]
     if arguments.split:
         splits = [choose(arguments.split, dataset.splits, f"split of {dataset.name}")]
     else:
-        plain = [split for split in dataset.splits if split != LABELLED]
+        plain = {name: split for name, split in dataset.splits.items() if not split.on_request}
         there = [
-            split for split in plain if (arguments.root / dataset.splits[split].images).is_dir()
+            name
+            for name, split in plain.items()
+            if any((arguments.root / place / split.images).is_dir() for place in dataset.roots)
         ]
-        splits = there or plain[:1]  # nothing there: let the conversion say what it misses
+        splits = there or list(plain)[:1]  # nothing there: let the conversion say what it misses
     if arguments.with_labels:
         if LABELLED not in dataset.splits or "train" not in splits:
             raise UserError(
@@ -81,6 +108,8 @@ def resolve_paths(arguments: argparse.Namespace) -> None:
     """Make paths absolute here, on the driver; inside a job only absolute ones can be meant."""
     out = arguments.out or os.environ.get("SPCL_DATA")
     given = {"--root": arguments.root, "--out": out and Path(out)}
+    if arguments.view and not arguments.root:
+        del given["--root"]
     if cluster.inside_job():
         wrong = [name for name, path in given.items() if path is None or not path.is_absolute()]
         if wrong:
@@ -90,7 +119,8 @@ def resolve_paths(arguments: argparse.Namespace) -> None:
                 f"ray_jobs/ingest.py --dataset {arguments.dataset} --root /shared/raw "
                 f"--out /shared/data"
             )
-    arguments.root = arguments.root.expanduser().resolve()
+    if arguments.root:
+        arguments.root = arguments.root.expanduser().resolve()
     arguments.out = Path(out or REPOSITORY / "data").expanduser().resolve()
 
 
@@ -105,7 +135,16 @@ def describe(report: dict[str, Any]) -> str:
     for check, found in report.get("checks", {}).items():
         effect = "" if found["severity"] == NOTE else ", left out"
         known = f"; {found['known']}" if "known" in found else ""
-        lines.append(f"  {check}: {found['count']}{effect} ({found['messages'][0]}{known})")
+        count = f"{found['count']}{effect} " if found["count"] else ""
+        lines.append(f"  {check}: {count}({found['messages'][0]}{known})")
+    differing = report.get("differs_from_release", {})
+    if "images" in differing:
+        expected, there = differing["images"]
+        lines.append(f"  {there} images are here, the whole release has {expected}")
+    elif differing:
+        lines.append(f"  differs from the release in: {', '.join(differing)}")
+    if report.get("shards_from_before"):
+        lines.append(f"  {report['shards_from_before']} shards were there from an earlier try")
     return "\n".join(lines)
 
 
@@ -116,32 +155,38 @@ def run(argv: Sequence[str] | None) -> int:
         files = len(manifest["shards"]) + 1
         print(f"{arguments.verify}: {files} files are as they were written")
         return 0
-    if not arguments.dataset or not arguments.root:
+    if not arguments.dataset or not (arguments.root or arguments.view):
         raise UserError("--dataset and --root are needed, or --verify; see --help")
-    choose(arguments.dataset, DATASETS, "dataset")
+    dataset = find_dataset(arguments.dataset)
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
+    if arguments.codec and not arguments.view:
+        raise UserError("--codec says how a view is stored; give its size, too: --view 1280x720")
+    size = parse_view(arguments.view) if arguments.view else None
     resolve_paths(arguments)
 
     def map_tasks(function: Callable[[T], R], tasks: list[T]) -> Iterable[R]:
-        if arguments.workers == 0:
+        if arguments.workers == 0 or not tasks:
             return map(function, tasks)
         cluster.connect(arguments.address)
         return cluster.ray_map(function, tasks, arguments.workers)
 
     try:
-        convert_splits(arguments, map_tasks)
+        if arguments.root:
+            convert_splits(arguments, dataset, map_tasks)
+        if size:
+            make_views(arguments, dataset, size, map_tasks)
     except KeyboardInterrupt:
-        print("interrupted; finished splits stay, nothing is left of the other", file=sys.stderr)
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
     return 0
 
 
-def convert_splits(arguments: argparse.Namespace, map_tasks: Callable) -> None:
-    name = arguments.name or arguments.dataset
-    for split in chosen_splits(arguments):
+def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: Callable) -> None:
+    name = arguments.name or dataset.name
+    for split in chosen_splits(arguments, dataset):
         report = convert(
-            arguments.dataset,
+            dataset,
             arguments.root,
             arguments.out / name / split,
             split=split,
@@ -149,8 +194,42 @@ def convert_splits(arguments: argparse.Namespace, map_tasks: Callable) -> None:
             map_tasks=map_tasks,
             on_mismatch=arguments.on_mismatch,
             drop_blank=arguments.drop_blank,
+            label_encoding=arguments.label_encoding,
+            only=arguments.list,
+            golden=arguments.verify_golden,
             overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
+        )
+        print(describe(report), flush=True)
+
+
+def make_views(
+    arguments: argparse.Namespace, dataset: Dataset, size: tuple[int, int], map_tasks: Callable
+) -> None:
+    """Views of the converted splits to train on; scores are of original images only."""
+    parent = arguments.out / (arguments.name or dataset.name)
+    codec = arguments.codec or "jpeg95"
+    name = f"{arguments.name or dataset.name}-{arguments.view}-{codec}"
+    splits = [arguments.split] if arguments.split else list(dataset.splits)
+    there = [
+        split
+        for split in splits
+        if dataset.splits[split].role != "eval" and (parent / split / "manifest.json").is_file()
+    ]
+    if not there:
+        raise UserError(
+            f"no converted split to train on in {parent}; convert it first, with --root"
+        )
+    for split in there:
+        report = make_view(
+            parent / split,
+            arguments.out / name / split,
+            name=name,
+            size=size,
+            codec=codec,
+            map_tasks=map_tasks,
+            progress=Progress(f"{name}/{split}"),
+            overwrite=arguments.overwrite,
         )
         print(describe(report), flush=True)
 

@@ -14,7 +14,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, GTA5_PALETTE, LABELS, lookup_table
+from spcl.data.labels import (
+    CITYSCAPES_IDS,
+    GTA5_IDS,
+    GTA5_PALETTE,
+    IGNORE_INDEX,
+    LABELS,
+    SYNTHIA_IDS,
+    TRAIN_ID_COLORS,
+    lookup_table,
+)
 
 CELL = 24  # pixels; smaller where the picture could not show every id
 NOISE = 8
@@ -23,6 +32,11 @@ SMALL = (64, 48)  # width, height: enough for tests that only look at files
 # Ids that GTA5's annotators used, 34 (licence plate) included.
 GTA5_USED = (0, *range(4, 9), *range(11, 18), *range(19, 29), *range(30, 35))
 CITYSCAPES_USED = tuple(range(34))
+SYNTHIA_USED = (*range(13), 14, 15, 17, 19, 21, 22)  # no terrain, truck or train
+SYNTHIA_THINGS = (8, 10, 11, 12, 17, 19)
+SYNTHIA_INSTANCES = (1, 300, 976)  # above 255, so that a reader of the high byte sees something
+SYNSCAPES_USED = (0, 4, *range(7, 9), *range(11, 14), 17, *range(19, 29), *range(31, 34))
+SYNSCAPES_2K = 64 / 45  # 2048 / 1440
 THINGS = (24, 25, 26, 27, 28, 29, 30, 31, 32, 33)
 DUMMY_IDS = np.array((0, 1, 3), np.uint8)  # all that test labels hold
 INSTANCE_BASE = 1000
@@ -65,6 +79,7 @@ def save(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> N
 
 def save_rgb16(path: Path, pixels: np.ndarray) -> None:
     """(H, W, 3) uint16 as a 16-bit PNG, which Pillow cannot write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -85,6 +100,70 @@ def gta5_tree(root: Path, n: int = 4, size: tuple[int, int] = (256, 144), seed: 
         raw = cells((width, height - 2 * (number % 5 == 0)), GTA5_USED, rng)
         save(root / f"images/{number:05d}.png", picture(raw, GTA5_PALETTE, rng))
         save(root / f"labels/{number:05d}.png", raw, GTA5_PALETTE)
+    return root
+
+
+def synthia_tree(
+    root: Path, n: int = 4, size: tuple[int, int] = (256, 152), seed: int = 2, inner: bool = True
+) -> Path:
+    """RGB/, GT/LABELS (16-bit), GT/COLOR and Depth/Depth of n frames.
+
+    inner  below RAND_CITYSCAPES/, as the archive unpacks
+    """
+    base = root / "RAND_CITYSCAPES" if inner else root
+    colors = np.zeros((256, 3), np.uint8)
+    colors[[raw for raw, to in SYNTHIA_IDS.items() if to != IGNORE_INDEX]] = TRAIN_ID_COLORS[
+        [to for to in SYNTHIA_IDS.values() if to != IGNORE_INDEX]
+    ]
+    for number in range(n):
+        rng = np.random.default_rng((seed, number))
+        raw = cells(size, SYNTHIA_USED, rng)
+        name = f"{number:07d}.png"
+        save(base / "RGB" / name, picture(raw, colors, rng))
+        save_rgb16(base / "GT/LABELS" / name, synthia_label(raw, rng))
+        save(base / "GT/COLOR" / name, colors[raw])
+        save(base / "Depth/Depth" / name, np.full(raw.shape, 5, np.uint16))
+    return root
+
+
+def synthia_label(raw: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint16: class, instance, nothing."""
+    label = np.zeros((*raw.shape, 3), np.uint16)
+    label[..., 0] = raw
+    things = np.isin(raw, SYNTHIA_THINGS)
+    label[..., 1][things] = rng.choice(SYNTHIA_INSTANCES, things.sum())
+    return label
+
+
+def synscapes_tree(
+    root: Path, n: int = 10, size: tuple[int, int] = (180, 90), seed: int = 3
+) -> Path:
+    """img/{rgb,rgb-2k,class,instance} and meta of n frames, counted from 1 without zeros."""
+    colors = np.array([label.color for label in LABELS], np.uint8)
+    for number in range(1, n + 1):
+        rng = np.random.default_rng((seed, number))
+        raw = cells(size, SYNSCAPES_USED, rng)
+        pixels = picture(raw, colors, rng)
+        save(root / f"img/rgb/{number}.png", pixels)
+        large = tuple(round(side * SYNSCAPES_2K) for side in size)
+        save(root / f"img/rgb-2k/{number}.png", np.array(Image.fromarray(pixels).resize(large)))
+        save(root / f"img/class/{number}.png", raw)
+        save(root / f"img/instance/{number}.png", np.repeat(raw[..., None], 3, 2))
+        meta = {"camera": {"intrinsic": {"resx": size[0]}}, "scene": {"sun": 1.5}, "instance": {}}
+        (root / "meta").mkdir(exist_ok=True)
+        (root / f"meta/{number}.json").write_text(json.dumps(meta, indent=2))
+    return root
+
+
+def cityscapes_sequences(root: Path) -> Path:
+    """leftImg8bit_sequence/ of a Cityscapes tree: each image again, and a frame before it."""
+    for image in sorted(root.glob("leftImg8bit/*/*/*.png")):
+        folder = root / "leftImg8bit_sequence" / image.parent.relative_to(root / "leftImg8bit")
+        sequence, frame = image.name.removesuffix("_leftImg8bit.png").rsplit("_", 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folder / image.name)
+        moved = np.roll(load(image), 1, axis=1)
+        save(folder / f"{sequence}_{int(frame) - 1:06d}_leftImg8bit.png", moved)
     return root
 
 
@@ -186,6 +265,32 @@ def recolor(label: Path) -> None:
 
 def to_train_ids(label: Path, palette: np.ndarray | None = GTA5_PALETTE) -> None:
     save(label, lookup_table(GTA5_IDS)[load(label)], palette)
+
+
+def save_synthia_as_8_bits(label: Path) -> None:
+    """What a tool makes of 16 bits that reads the high bytes."""
+    save(label, np.array(Image.open(label)))
+
+
+def show_instances(label: Path) -> None:
+    """Class and instance exchanged, as by a reader of another channel order."""
+    rng = np.random.default_rng(0)
+    save_rgb16(label, synthia_label(read_synthia(label)[..., 0], rng)[..., [1, 0, 2]])
+
+
+def read_synthia(label: Path) -> np.ndarray:
+    """(H, W, 3) uint16, by OpenCV."""
+    import cv2
+
+    return cv2.imread(str(label), cv2.IMREAD_UNCHANGED)[..., ::-1]
+
+
+def make_seqs(root: Path) -> None:
+    """SYNTHIA-SEQS under the names of RAND-CITYSCAPES: 12 is a lane marking, few classes."""
+    for label in sorted(root.rglob("GT/LABELS/*.png")):
+        pixels = read_synthia(label).copy()
+        pixels[..., 0][np.isin(pixels[..., 0], (17, 19, 21, 22))] = 12
+        save_rgb16(label, pixels)
 
 
 def truncate(path: Path, share: float = 0.5) -> None:

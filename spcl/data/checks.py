@@ -242,15 +242,11 @@ def _label_columns(file: Picture, train_ids: np.ndarray, num_classes: int) -> di
 
 def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, Any]:
     return {
-        "prev_sample_id": f"{job.prefix}/{Path(sample.key).parent}/{_stem(sample.previous)}",
+        "prev_sample_id": f"{job.prefix}/{sample.previous_key}",
         "prev_image": picture.data,
         "prev_image_crc32": zlib.crc32(picture.data),
         "prev_frame_index": sample.frame - 1,
     }
-
-
-def _stem(path: str) -> str:
-    return Path(path).stem.removesuffix("_leftImg8bit")
 
 
 def _extra(job: Job, sample: Sample, problems: list[Problem]) -> str | None:

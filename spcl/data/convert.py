@@ -188,9 +188,9 @@ def convert(
     name = name or source.name
     if not re.fullmatch(r"[a-z0-9_-]+(/[a-z0-9_-]+)*", name):
         raise DataError(f"a name is of lower-case letters, digits, _, - and /; got {name!r}")
-    release = source.releases.get(split)
+    release = source.releases.get(split) if name == source.name and not only else None
     if golden and release is None:
-        raise DataError(f"nothing is known about the release of {source.name}; leave golden away")
+        raise DataError(f"the release of {name}/{split} is not known; leave --verify-golden away")
     started = datetime.datetime.now(datetime.UTC)
     listed = list_samples(source, root, source.splits[split], on_mismatch, only)
     samples, problems = listed.samples, listed.problems
@@ -243,9 +243,7 @@ def convert(
             _check_space(samples, out, part)
             _check_some(job, samples, problems)
             finished, resumed = _write(tasks, len(samples), map_tasks, progress)
-            manifest, differing = _finish(
-                job, part, finished, inputs, problems, release if not only else None, golden
-            )
+            manifest, differing = _finish(job, part, finished, inputs, problems, release, golden)
             report |= {"status": "done", **_summary(manifest), **_findings(problems, source)}
             report |= {"shards_from_before": resumed, "differs_from_release": differing}
             report |= _clock(started)
@@ -564,6 +562,10 @@ def verify(folder: Path) -> dict[str, Any]:
             damaged.append(f"{entry['name']} has {path.stat().st_size} of {entry['bytes']} bytes")
         elif shards.file_sha256(path) != entry["sha256"]:
             damaged.append(f"{entry['name']} has another sha256 than when it was written")
+            with contextlib.suppress(DataError, ValueError):  # where the rest is whole
+                samples = shards.ShardSet(folder).altered(entry["name"])
+                shown = ", ".join(samples[:SHOWN_NAMES]) or "nothing but what is between samples"
+                damaged[-1] += f" (altered: {shown})"
     if damaged:
         shown = "; ".join(damaged[:SHOWN_NAMES])
         raise DataError(

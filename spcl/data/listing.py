@@ -34,6 +34,12 @@ class Sample(NamedTuple):
     def bytes(self) -> int:
         return self.image_bytes + self.label_bytes + self.previous_bytes
 
+    @property
+    def previous_key(self) -> str:
+        """The key of the frame before this one."""
+        digits = re.search(r"\d+$", self.key)[0]
+        return f"{self.key[: -len(digits)]}{self.frame - 1:0{len(digits)}d}"
+
 
 class Problem(NamedTuple):
     """Something a check found.
@@ -224,8 +230,7 @@ def _find_previous(
     frames = _match(files, split.image or dataset.image, [])
     kept, lonely = [], []
     for sample in samples:
-        digits = re.search(r"\d+$", sample.key)[0]
-        key = f"{sample.key[: -len(digits)]}{sample.frame - 1:0{len(digits)}d}"
+        key = sample.previous_key
         if key in frames:
             kept.append(sample._replace(previous=frames[key].path, previous_bytes=frames[key].size))
         else:

@@ -140,13 +140,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def data_fingerprint(rows: Iterable[dict[str, Any]]) -> str:
-    """sha256 over the sorted (sample_id, image hash, label hash): the data, however it is cut."""
-    lines = sorted(
-        f"{row['sample_id']} {row['source_image_sha256'].hex()} "
-        f"{row['label_sha256'].hex() if row.get('label_sha256') else '-'}\n"
-        for row in rows
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    """sha256 over the sorted (sample_id, image hash, label hash): the data, however it is cut.
+
+    The frame before counts, where there is one.
+    """
+
+    def line(row: dict[str, Any]) -> str:
+        label = row["label_sha256"].hex() if row.get("label_sha256") else "-"
+        previous = row.get("prev_image_crc32")
+        more = "" if previous is None else f" {previous:08x}"
+        return f"{row['sample_id']} {row['source_image_sha256'].hex()} {label}{more}\n"
+
+    return hashlib.sha256("".join(sorted(map(line, rows))).encode()).hexdigest()
 
 
 def write_manifest(
@@ -273,6 +278,8 @@ class ShardSet:
         self._crc32 = {"image": _numbers(index, "image_crc32")}
         if self.labelled:
             self._crc32["label"] = _numbers(index, "label_crc32")
+        if "prev_image_crc32" in index.schema.names and index["prev_image_crc32"].null_count == 0:
+            self._crc32["prev_image"] = _numbers(index, "prev_image_crc32")
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
 
     def __len__(self) -> int:
@@ -290,6 +297,24 @@ class ShardSet:
         if not self.labelled:
             raise DataError(f"{self.name} in {self.folder} holds no labels")
         return self._read(index, "label")
+
+    def previous(self, index: int) -> bytes:
+        """The frame before, as `image`; DataError also where the split holds none."""
+        if "prev_image" not in self._crc32:
+            raise DataError(f"{self.name} in {self.folder} holds no previous frames")
+        return self._read(index, "prev_image")
+
+    def altered(self, shard: str) -> list[str]:
+        """The samples of a shard file whose bytes do not match their checksums."""
+        number = [entry["name"] for entry in self._shards].index(shard)
+        found = []
+        for index in np.flatnonzero(self._place[:, 0] == number):
+            try:
+                for column in self._crc32:
+                    self._read(int(index), column)
+            except DataError:
+                found.append(self.sample_ids[index])
+        return found
 
     def _read(self, index: int, column: str) -> bytes:
         shard, batch, row = self._place[index].tolist()

@@ -124,7 +124,7 @@ def test_inside_a_job_relative_and_default_places_are_refused(
     assert "--root must be absolute" in capsys.readouterr().err
 
 
-def test_interrupt_leaves_nothing_half_written(
+def test_interrupted_conversion_is_continued_by_the_same_command(
     gta5: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = convert_module.write_task
@@ -134,10 +134,14 @@ def test_interrupt_leaves_nothing_half_written(
             raise KeyboardInterrupt
         return whole(task)
 
-    monkeypatch.setattr(convert_module, "write_task", interrupted)
-    assert run("gta5", gta5, tmp_path / "data") == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert os.listdir(tmp_path / "data/gta5") == []
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_module, "write_task", interrupted)
+        assert run("gta5", gta5, tmp_path / "data") == 130
+    assert "interrupted; the same command continues" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "data/gta5") == [".train.part"]
+    assert run("gta5", gta5, tmp_path / "data") == 0
+    assert "2 shards were there from an earlier try" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "data/gta5") == ["train"]
 
 
 def test_without_workers_ray_is_never_imported(gta5: Path, tmp_path: Path) -> None:
