@@ -53,7 +53,7 @@ def test_poolings_after_the_third_are_gone_and_what_follows_is_dilated():
 
 
 def test_a_feature_sees_as_far_as_its_layers_say():
-    """Receptive field by hand: 1 + sum of 2 * dilation * stride per convolution + stride per pool."""
+    """By hand: 1, 2 * dilation * stride for each convolution, and the stride for each pooling."""
     with torch.no_grad():
         backbone = VGG16()
         for layer in backbone.modules():
