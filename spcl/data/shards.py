@@ -197,15 +197,17 @@ def write_manifest(
 
 def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
     """The line that writes the split kept at <data>/<dataset>/<split>, or writes it again."""
-    dataset, data, more = folder.parent.name, folder.parent.parent, ""
+    dataset, data, source, more = folder.parent.name, folder.parent.parent, "--root DIR", ""
     if manifest:
         known = manifest["metadata"]
-        dataset, more = known["format"], " --overwrite"
-        if known["dataset"] != known["format"]:
-            more = f" --name {known['dataset']}{more}"
-            data = folder.parents[1 + known["dataset"].count("/")]
+        dataset, name, view = known["format"], known["dataset"], known["view"]
+        data = folder.parents[1 + name.count("/")]
+        if view:
+            name = view["parent"].rpartition("/")[0]
+            source = f"--view {view['size']} --codec {view['codec']}"
+        more = " --overwrite" if name == dataset else f" --name {name} --overwrite"
     return (
-        f"python ray_jobs/ingest.py --dataset {dataset} --split {folder.name} --root DIR "
+        f"python ray_jobs/ingest.py --dataset {dataset} --split {folder.name} {source} "
         f"--out {data}{more}"
     )
 

@@ -28,14 +28,13 @@ from spcl.data import shards
 from spcl.data.convert import (
     REPORT,
     REPORT_SCHEMA,
-    Done,
     _check_replaceable,
     _clock,
     _is_done,
     _summary,
+    only_writer,
+    replacing,
 )
-from spcl.data.convert import _only_writer as only_writer
-from spcl.data.convert import _replacing as replacing
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
@@ -68,6 +67,15 @@ class ViewTask:
     metadata: dict[str, Any]
     size: tuple[int, int]
     codec: Codec
+
+
+@dataclass(frozen=True)
+class Written:
+    """One shard of the view: its manifest entry and index rows."""
+
+    shard: int
+    entry: dict[str, Any]
+    rows: list[dict[str, Any]]
 
 
 def parse_view(text: str) -> tuple[int, int]:
@@ -103,7 +111,7 @@ def make_view(
     name: str,
     size: tuple[int, int],
     codec: str,
-    map_tasks: Callable[[Callable[[ViewTask], Done], list[ViewTask]], Iterable[Done]] = map,
+    map_tasks: Callable[[Callable[[ViewTask], Written], list[ViewTask]], Iterable[Written]] = map,
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -137,6 +145,7 @@ def make_view(
         **data.metadata,
         "name": f"{name}/{data.metadata['split']}",
         "dataset": name,
+        "label_size": "the image's",
         "view": {
             **made_as,
             "kernel": "bicubic",
@@ -190,22 +199,22 @@ def _run(
     map_tasks: Callable,
     progress: Callable[[int, int], None] | None,
     total: int,
-) -> list[Done]:
+) -> list[Written]:
     """What the tasks return, in their order."""
-    finished: list[Done] = []
+    finished: list[Written] = []
     results = iter(map_tasks(write_view_task, tasks))
     try:
         for done in results:
             finished.append(done)
             if progress:
-                progress(sum(one.read for one in finished), total)
+                progress(sum(len(one.rows) for one in finished), total)
     finally:
         if hasattr(results, "close"):
             results.close()  # remote tasks stop before their folder goes
     return sorted(finished, key=lambda done: done.shard)
 
 
-def write_view_task(task: ViewTask) -> Done:
+def write_view_task(task: ViewTask) -> Written:
     """Resize the samples of one shard, a record batch at a time.  Safe to run again."""
     data = ShardSet(Path(task.parent))  # checks the index before it is read here again
     index = pq.read_table(data.folder / shards.INDEX)
@@ -219,20 +228,13 @@ def write_view_task(task: ViewTask) -> Done:
 
     path = Path(task.folder, f"shard-{task.shard:05d}.arrow")
     entry, written = shards.write_shard(path, task.metadata, rows())
-    return Done(task.shard, len(known), entry, written, [])
+    return Written(task.shard, entry, written)
 
 
 def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) -> dict[str, Any]:
     """The row of the view for sample `index` of the parent, whose row of the index is `row`."""
-    if row["prev_sample_id"] is not None:
-        raise DataError(
-            f"{data.name} holds pairs of frames; there are views of single frames only, train on "
-            f"the split itself"
-        )
     width, height = task.size
-    with Image.open(io.BytesIO(data.image(index))) as picture:
-        resized = picture.convert("RGB").resize(task.size, Image.Resampling.BICUBIC)
-    image = task.codec.encode(resized)
+    image = _resized(data.image(index), task)
     row = {
         **row,
         "dataset": task.metadata["dataset"],
@@ -243,6 +245,9 @@ def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) ->
         "source_image_sha256": hashlib.sha256(image).digest(),
         "image_crc32": zlib.crc32(image),
     }
+    if row["prev_sample_id"] is not None:
+        previous = _resized(data.previous(index), task)
+        row |= {"prev_image": previous, "prev_image_crc32": zlib.crc32(previous)}
     if not data.labelled:
         return row
     with Image.open(io.BytesIO(data.label(index))) as picture:
@@ -260,3 +265,8 @@ def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) ->
         "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
         "label_crc32": zlib.crc32(encoded),
     }
+
+
+def _resized(image: bytes, task: ViewTask) -> bytes:
+    with Image.open(io.BytesIO(image)) as picture:
+        return task.codec.encode(picture.convert("RGB").resize(task.size, Image.Resampling.BICUBIC))

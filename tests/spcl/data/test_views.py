@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,21 @@ def test_a_jpeg_view_has_the_quality_asked_for_and_full_colour(parent, tmp_path)
     assert got.quantization == Image.open(reference).quantization
     error = np.array(got).astype(float) - np.array(exact)
     assert 0 < np.abs(error).mean() < 3
+
+
+def test_the_frame_before_is_resized_too(parent, tmp_path):
+    metadata = ShardSet(parent).metadata
+    with pa.ipc.open_file(str(parent / "shard-00000.arrow")) as reader:
+        pairs = reader.read_all().to_pylist()[:2]
+    first, second = (row["image"] for row in pairs)
+    for row, before in zip(pairs, (second, first), strict=True):
+        row |= {"prev_sample_id": "x", "prev_image": before, "prev_image_crc32": zlib.crc32(before)}
+    (tmp_path / "pairs").mkdir()
+    written = shards.write_shard(tmp_path / "pairs/shard-00000.arrow", metadata, pairs)
+    shards.write_manifest(tmp_path / "pairs", metadata, {}, [written])
+    view(tmp_path / "pairs", tmp_path / "v")
+    data = ShardSet(tmp_path / "v")
+    assert data.previous(0) == data.image(1) and data.previous(1) == data.image(0)
 
 
 def test_training_reads_from_a_view_what_it_reads_from_the_parent(parent, tmp_path):
@@ -236,6 +252,19 @@ def test_a_view_never_replaces_its_parent(parent):
         view(parent, parent, overwrite=True)
 
 
+def test_a_damaged_view_is_mended_by_the_command_that_made_it(parent, tmp_path):
+    for name, codec in (("gta5-40x26-png", "png"), ("my/gta-40x26-jpeg95", "jpeg95")):
+        out = tmp_path / name / "train"
+        view(parent, out, codec, name=name)
+        (out / "shard-00003.arrow").unlink()
+        with pytest.raises(DataError) as error:
+            ShardSet(out)
+        assert str(error.value).endswith(
+            f"python ray_jobs/ingest.py --dataset gta5 --split train --view 40x26 --codec {codec} "
+            f"--out {tmp_path} --overwrite"
+        )
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_folder_of_other_files_is_left_alone(parent, tmp_path, overwrite):
     (tmp_path / "out").mkdir()
@@ -265,18 +294,6 @@ def test_a_failed_overwrite_keeps_the_old_view(parent, tmp_path):
     with pytest.raises(OSError, match="disk full"):
         view(parent, tmp_path / "v", "jpeg95", overwrite=True, map_tasks=breaking)
     assert files(tmp_path / "v") == before and os.listdir(tmp_path) == ["v"]
-
-
-def test_pairs_of_frames_are_refused(parent, tmp_path):
-    """Without this their previous frames would silently be lost."""
-    metadata = ShardSet(parent).metadata
-    with pa.ipc.open_file(str(parent / "shard-00000.arrow")) as reader:
-        pairs = [{**row, "prev_sample_id": "x"} for row in reader.read_all().to_pylist()]
-    (tmp_path / "pairs").mkdir()
-    written = shards.write_shard(tmp_path / "pairs/shard-00000.arrow", metadata, pairs)
-    shards.write_manifest(tmp_path / "pairs", metadata, {}, [written])
-    with pytest.raises(DataError, match="single frames only"):
-        view(tmp_path / "pairs", tmp_path / "v")
 
 
 def test_a_size_is_width_by_height():
