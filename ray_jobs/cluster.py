@@ -85,6 +85,14 @@ def worker_resources(device: str) -> dict[str, float]:
     return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
 
 
+def capacity(per_worker: Mapping[str, float]) -> int:
+    """How many workers the cluster holds at a time, at least one."""
+    import ray
+
+    have = ray.cluster_resources()
+    return max(1, min(int(have.get(name, 0) / amount) for name, amount in per_worker.items()))
+
+
 def shortage(workers: int, per_worker: dict[str, float]) -> str | None:
     """What the cluster lacks, at its full size, for `workers` times `per_worker`."""
     import ray

@@ -62,7 +62,7 @@ def check_classes(protocol: str, class_names: Sequence[str], where: str) -> None
         raise ConfigError(
             f"protocol {protocol} is made for the {len(classes)} Cityscapes classes, but {where} "
             f"has other classes ({len(class_names)}: {', '.join(class_names[:3])}, ...); "
-            f"use evaluation.protocol=all"
+            f"use the protocol `all`"
         )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from spcl import atomic, checkpoint, distributed, passes
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
-from spcl.config import Config, differences, from_dict
+from spcl.config import Config, Train, differences, from_dict
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
 from spcl.data.loader import Steps, StoredLabels, Stream
@@ -68,13 +68,7 @@ class Recipe:
     def __call__(self) -> dict[str, Any]:
         """Make what is missing; returns the summary that DONE.json holds."""
         config = self.config
-        # Before the first parallel region, since threads inherit it.  A softmax makes numbers below
-        # 1e-38, and a processor takes up to a hundred times longer over each of those.
-        torch.set_flush_denormal(True)
-        torch.set_num_threads(config.train.threads)
-        if config.train.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-            torch.use_deterministic_algorithms(True)
+        set_up_torch(config.train)
         if distributed.rank() == 0:
             about = describe(config, self.stages, self.shards, self.run.name)
             self.run.write("manifest.json", about)
@@ -282,6 +276,17 @@ class Recipe:
         captions = ("image", *(["ground truth"] if shards.labelled else []), *samples)
         picture = captioned_grid(same_size(rows), captions)
         Image.fromarray(picture).save(self.run.folder / "panel.png")
+
+
+def set_up_torch(train: Train) -> None:
+    """What the bits of a result depend on besides the data; once in each process."""
+    # Before the first parallel region, since threads inherit it.  A softmax makes numbers below
+    # 1e-38, and a processor takes up to a hundred times longer over each of those.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(train.threads)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
 
 
 def panel_indices(shards: ShardSet) -> list[int]:

@@ -44,7 +44,9 @@ def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     for split in labelled[1:]:
         check_same_classes(labelled[0].name, labelled[0].class_names, split)
     if "evaluation" in shards:
-        check_scorable(shards["evaluation"], config.evaluation.protocol)
+        scored = shards["evaluation"]
+        check_native(scored)
+        protocols.check_classes(config.evaluation.protocol, scored.class_names, scored.name)
     return shards
 
 
@@ -58,14 +60,13 @@ def check_same_classes(name: str, class_names: Sequence[str], split: ShardSet) -
             )
 
 
-def check_scorable(split: ShardSet, protocol: str) -> None:
-    """UserError where a number from this split would not be what the protocol's name says."""
+def check_native(split: ShardSet) -> None:
+    """DataError where a split is resized: nothing may be scored at another size than its own."""
     if split.metadata["view"] is not None:
         raise DataError(
-            f"labels must be scored at their own resolution, but {split.folder} is a derived view; "
-            f"evaluate on the split it was made from"
+            f"evaluation is at the files' own resolution, but {split.folder} is a derived view; "
+            f"use the split it was made from"
         )
-    protocols.check_classes(protocol, split.class_names, split.name)
 
 
 def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> None:

@@ -34,6 +34,20 @@ def _cell(value: float | None) -> str:
     return f"{'-' if value is None else f'{100 * value:.1f}':>14}"
 
 
+def ccd_table(distances: dict[str, float | None]) -> str:
+    """Class centre distance per class and their mean; smaller is tighter."""
+    width = max(map(len, distances)) + 2
+    lines = [f"{'':<{width}}{'CCD':>14}"]
+    lines += [
+        f"{name:<{width}}{'-' if value is None else f'{value:.3f}':>14}"
+        for name, value in distances.items()
+    ]
+    found = [value for value in distances.values() if value is not None]
+    if found:
+        lines.append(f"{'mean':<{width}}{math.fsum(found) / len(found):>14.3f}")
+    return "\n".join(lines)
+
+
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half width of its 95 % t interval over seeds; None for a single value."""
     n = len(values)

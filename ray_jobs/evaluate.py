@@ -1,0 +1,210 @@
+"""Evaluate a finished run on any converted split, in parallel on Ray; write what it predicts.
+
+python ray_jobs/evaluate.py demo
+python ray_jobs/evaluate.py demo --stage spcl --predictions --analysis
+python ray_jobs/evaluate.py my-run --dataset cityscapes --split test --export-server
+python ray_jobs/evaluate.py my-run --dataset acdc --size 540x960 --flip --scales 0.75,1,1.25
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ray_jobs import cluster
+from ray_jobs.progress import Progress
+from spcl import cli, runs
+from spcl.config import Config, Evaluation
+from spcl.data.catalog import data_root
+from spcl.errors import UserError
+from spcl.protocols import PROTOCOLS
+from spcl.results.tables import ccd_table, run_table
+from spcl.settings import build
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="ray_jobs/evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", help="a run's name in the storage, or its folder")
+    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    add("--dataset", help="what to evaluate on (default: the run's own)")
+    add("--split", help="(default: the run's own)")
+    add("--stage", help="whose network (default: the last stage's)")
+    add("--protocol", help=f"{', '.join(PROTOCOLS)} (default: the run's own)")
+    add("--size", metavar="HxW", help="network input (default: the run's own)")
+    add("--flip", action="store_true", help="average with the mirrored image")
+    add("--scales", metavar="S,S,...", help="average over input sizes, e.g. 0.75,1,1.25")
+    add("--window", metavar="HxW", help="read the input window by window")
+    add("--stride", metavar="HxW", help="of the window (default: half of it)")
+    add("--predictions", action="store_true", help="write colour and trainId PNGs")
+    add("--export-server", action="store_true", help="write what the Cityscapes server takes")
+    add("--analysis", action="store_true", help="class centre distances, PCA, t-SNE")
+    add("--out", type=Path, help="the report (default: <run>/reports/<what was asked>)")
+    add("--workers", type=int, help="Ray workers (default: all GPUs, else CPUs); 0: without Ray")
+    add("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
+    return parser.parse_args(argv)
+
+
+def evaluation_settings(arguments: argparse.Namespace, own: Evaluation) -> Evaluation:
+    """The run's own evaluation with what the command line says otherwise.  ConfigError."""
+    given: dict[str, Any] = {
+        name: value
+        for name in ("dataset", "split", "protocol")
+        if (value := getattr(arguments, name)) is not None
+    }
+    for name in ("size", "window", "stride"):
+        if (text := getattr(arguments, name)) is not None:
+            given[name] = _size(name, text)
+    if arguments.flip:
+        given["flip"] = True
+    if arguments.scales is not None:
+        given["scales"] = arguments.scales.split(",")
+    settings = build(Evaluation, dataclasses.asdict(own) | given, "evaluation.")
+    settings.check()
+    if not settings.wanted:
+        raise UserError("the run has no evaluation split of its own; give --dataset and --split")
+    return settings
+
+
+def _size(name: str, text: str) -> list[int]:
+    """ "512x1024" -> [512, 1024]"""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise UserError(f"--{name} must be height x width like 512x1024, got {text!r}")
+    return [int(found[1]), int(found[2])]
+
+
+def report_name(stage: str, settings: Evaluation, own: Evaluation) -> str:
+    """Says what was asked for: self_training-cityscapes-val-flip."""
+    parts = [stage, settings.dataset.replace("/", "-"), settings.split]
+    if settings.protocol != own.protocol:
+        parts.append(settings.protocol)
+    if settings.size != own.size:
+        parts.append("size-{}x{}".format(*settings.size))
+    if settings.flip:
+        parts.append("flip")
+    if settings.scales != (1.0,):
+        parts.append("scales-" + "-".join(f"{scale:g}" for scale in settings.scales))
+    if any(settings.window):
+        parts.append("window-{}x{}".format(*settings.window))
+    if any(settings.stride):
+        parts.append("stride-{}x{}".format(*settings.stride))
+    return "-".join(parts)
+
+
+def find_run(arguments: argparse.Namespace) -> Path:
+    """The folder of the run, absolute."""
+    path = Path(arguments.run)
+    if (path / "config.yaml").is_file():
+        return path.resolve()
+    return runs.find(cli.storage_root(arguments.storage), arguments.run).folder
+
+
+def _check_job_paths(arguments: argparse.Namespace) -> None:
+    places = {
+        "--data": arguments.data or os.environ.get("SPCL_DATA"),
+        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
+    }
+    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
+    if arguments.out and not arguments.out.is_absolute():
+        wrong.append("--out")
+    if wrong:
+        raise UserError(
+            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node (the "
+            f"working folder is a copy that is thrown away); use: python ray_jobs/evaluate.py "
+            f"{arguments.run} --data /shared/data --storage /shared/runs"
+        )
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = parse(argv)
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
+    if cluster.inside_job():
+        _check_job_paths(arguments)
+    folder = find_run(arguments)
+    from spcl.reports import FinishedRun, Job, check, make_report  # torch: seconds
+
+    finished = FinishedRun(folder)
+    config, stage = finished.config, arguments.stage or finished.config.stages[-1]
+    settings = evaluation_settings(arguments, config.evaluation)
+    name = report_name(stage, settings, config.evaluation)
+    job = Job(
+        run=folder,
+        stage=stage,
+        split=data_root(arguments.data) / settings.dataset / settings.split,
+        settings=settings,
+        device="cpu",
+        out=(arguments.out or folder / "reports" / name).resolve(),
+        predictions=arguments.predictions,
+        server=arguments.export_server,
+        analysis=arguments.analysis,
+    )
+    check(job)
+    device, map_shares = _workers(arguments, config)
+    job = dataclasses.replace(job, device=device)
+    try:
+        report = make_report(
+            job, map_shares, Progress(f"{finished.run.name} on {settings.dataset}")
+        )
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left of this report", file=sys.stderr)
+        return 130
+    if report["table"]:
+        print(run_table(report))
+    if "ccd" in report:
+        print(ccd_table(report["ccd"]))
+    print(f"report: {job.out}")
+    return 0
+
+
+def _workers(
+    arguments: argparse.Namespace, config: Config
+) -> tuple[str, Callable[[Callable, list], Iterable]]:
+    """The device of a worker, and what maps shares over workers."""
+    allowed = "cpu" if config.train.device == "cpu" else "auto"
+    if arguments.workers == 0:
+        import torch
+
+        gpu = allowed == "auto" and torch.cuda.is_available()
+        return "cuda" if gpu else "cpu", map
+    cluster.connect(arguments.address)
+    each = cluster.worker_resources(allowed)
+    limit = arguments.workers or cluster.capacity(each)
+
+    def map_shares(function: Callable, shares: list) -> Iterable:
+        return cluster.ray_map(function, shares, limit, each)
+
+    return "cuda" if "GPU" in each else "cpu", map_shares
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return cli.guarded(run, argv)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job cleans up, too
+    sys.exit(main())
