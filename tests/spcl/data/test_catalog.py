@@ -1,0 +1,64 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import MINI
+
+from spcl.config import load
+from spcl.data import shards
+from spcl.data.catalog import open_data
+from spcl.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def data(mini_data, tmp_path) -> Path:
+    """A copy of the data whose manifests a test may change."""
+    return Path(shutil.copytree(mini_data / "streets", tmp_path / "data/streets")).parent
+
+
+def change(folder: Path, **metadata: object) -> None:
+    path = folder / shards.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["metadata"] |= metadata
+    path.write_text(json.dumps(manifest))
+
+
+def opened(data: Path, *overrides: str) -> dict[str, shards.ShardSet]:
+    return open_data(load("streets", "spcl", None, [*MINI, *overrides]), data)
+
+
+def test_a_derived_view_is_no_evaluation_split(data):
+    assert set(opened(data)) == {"source", "target", "evaluation"}
+    change(data / "streets/real/val", view={"size": [16, 32]})
+    with pytest.raises(DataError, match="own resolution, but .*/real/val is a derived view"):
+        opened(data)
+
+
+def test_a_derived_view_may_be_trained_on(data):
+    change(data / "streets/sim/train", view={"size": [16, 32]})
+    assert set(opened(data)) == {"source", "target", "evaluation"}
+
+
+def test_sets_of_other_classes_are_refused_naming_the_first_difference(data):
+    names = opened(data)["source"].class_names
+    change(data / "streets/real/val", class_names=[*names[:5], "mast", *names[6:]])
+    with pytest.raises(DataError, match="class 5 is pole in streets/sim/train and mast in"):
+        opened(data)
+    assert set(opened(data, "evaluation.dataset=none")) == {"source", "target"}
+
+
+def test_a_protocol_for_other_classes_is_refused(data):
+    names = [f"thing {k}" for k in range(19)]
+    for split in ("sim/train", "real/train", "real/val"):
+        change(data / "streets" / split, class_names=names)
+    with pytest.raises(ConfigError, match="protocol cityscapes19 is made for the 19 Cityscapes"):
+        opened(data)
+    assert opened(data, "evaluation.protocol=all")["source"].class_names == names
+
+
+def test_without_evaluation_the_target_is_opened_for_the_panel(data):
+    without = open_data(
+        load("streets", "source_only", None, [*MINI, "evaluation.dataset=none"]), data
+    )
+    assert set(without) == {"source", "target"}
