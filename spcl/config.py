@@ -303,7 +303,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"{key}: {value!r} is not a valid YAML value") from None
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        values = merge(values, nested)
+        values = merge(values, _expand(nested))
     return values
 
 
@@ -325,7 +325,7 @@ def load(
         read_yaml(CONFIGS / "methods" / f"{method}.yaml"),
         read_yaml(CONFIGS / "benchmarks" / f"{benchmark}.yaml"),
         from_file,
-        _expand(given),
+        given,
         {"benchmark": benchmark, "method": method},
     ):
         values = merge(values, _expand(layer))

@@ -54,6 +54,18 @@ def test_both_backbones_of_the_paper_are_a_word_away(benchmark):
     assert vgg.model.absent == load(benchmark, "spcl").model.absent
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=deeplabv2_vgg16", "model.input=imagenet", "model.weights=none"],
+        ["model.input=imagenet", "model.weights=none", "model=deeplabv2_vgg16"],
+    ],
+)
+def test_a_models_name_and_its_settings_do_not_replace_each_other(overrides):
+    model = load("gta5", "spcl", None, overrides).model
+    assert (model.name, model.input, model.weights) == ("deeplabv2_vgg16", "imagenet", "none")
+
+
 @pytest.mark.parametrize("benchmark", PAPER)
 def test_data_and_sizes_are_the_papers(benchmark):
     config = load(benchmark, "spcl")
