@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_run_arguments(parser)
-    parser.add_argument("--workers", type=int, help="processes, one per GPU (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, help="processes, one per GPU (default: 1); 0: no Ray"
+    )
     parser.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     parser.add_argument(
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
@@ -58,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if cluster.inside_job():
         _check_job_paths(arguments)
+    if arguments.workers == 0:
+        from spcl.train import run  # imports torch
+
+        return run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
     asked = launch.requests(arguments)

@@ -71,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "WORLD_SIZE" in os.environ:  # torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        return _run(arguments, local_rank)
+        return run(arguments, local_rank)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _run(arguments: argparse.Namespace, local_rank: int) -> int:
+def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
+    """What a command line asks for, in this process and its process group, if there is one."""
     first = distributed.rank() == 0
     if not first:
         distributed.barrier()  # rank 0 makes data and folders before the others look
