@@ -8,7 +8,7 @@ from pathlib import Path
 from spcl import protocols
 from spcl.config import Config
 from spcl.data.shards import ShardSet
-from spcl.errors import DataError
+from spcl.errors import ConfigError, DataError
 from spcl.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,6 +43,8 @@ def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     labelled = [split for split in shards.values() if split.labelled]
     for split in labelled[1:]:
         check_same_classes(labelled[0].name, labelled[0].class_names, split)
+    if "source" in shards:
+        check_absent(shards["source"], config.model.absent)
     if "evaluation" in shards:
         scored = shards["evaluation"]
         check_native(scored)
@@ -58,6 +60,17 @@ def check_same_classes(name: str, class_names: Sequence[str], split: ShardSet) -
                 f"all sets of a run must have the same classes, but class {number} is "
                 f"{one or 'absent'} in {name} and {other or 'absent'} in {split.name}"
             )
+
+
+def check_absent(split: ShardSet, absent: tuple[int, ...]) -> None:
+    """ConfigError where a split has labels of classes that the network has no output for."""
+    shown = [k for k in absent if k < len(split.class_names) and split.class_pixels[:, k].any()]
+    if shown:
+        names = ", ".join(split.class_names[k] for k in shown)
+        raise ConfigError(
+            f"model.absent={list(absent)} leaves no output for {names}, but {split.name} has "
+            f"labels of them; take {', '.join(map(str, shown))} out of model.absent"
+        )
 
 
 def check_native(split: ShardSet) -> None:

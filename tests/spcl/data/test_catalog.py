@@ -7,7 +7,7 @@ from conftest import MINI
 
 from spcl.config import load
 from spcl.data import shards
-from spcl.data.catalog import open_data
+from spcl.data.catalog import check_absent, open_data
 from spcl.errors import ConfigError, DataError
 
 
@@ -55,6 +55,23 @@ def test_a_protocol_for_other_classes_is_refused(data):
     with pytest.raises(ConfigError, match="protocol cityscapes19 is made for the 19 Cityscapes"):
         opened(data)
     assert opened(data, "evaluation.protocol=all")["source"].class_names == names
+
+
+def test_a_source_with_labels_of_classes_without_an_output_is_refused(data):
+    with pytest.raises(ConfigError, match="no output for terrain, truck, but streets/sim/train"):
+        opened(data, "model.absent=[9,14]")
+    path = data / "streets/sim/train"
+    pixels = shards.ShardSet(path).class_pixels
+    assert pixels[:, [9, 14]].any(0).all()  # else the refusal would be wrong
+
+
+def test_classes_that_the_source_does_not_show_may_be_absent(data):
+    split = opened(data)["source"]
+    split.class_pixels = split.class_pixels.copy()
+    split.class_pixels[:, [9, 14]] = 0
+    check_absent(split, (9, 14))
+    with pytest.raises(ConfigError, match="no output for train, but"):
+        check_absent(split, (9, 14, 16))
 
 
 def test_without_evaluation_the_target_is_opened_for_the_panel(data):
