@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,6 +22,8 @@ from PIL import Image, ImageFile
 
 from spcl.data import shards
 from spcl.data.convert import REPORT, convert, plan_shards, verify
+from spcl.data.datasets import DATASETS, Release
+from spcl.data.datasets.gta5 import GTA5
 from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, lookup_table
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
@@ -547,3 +550,141 @@ def test_manifest_adds_up(gta5: Path, tmp_path: Path) -> None:
     assert manifest["class_pixels"] == data.class_pixels.sum(0).tolist()
     assert manifest["class_images"] == [3] * 19
     assert manifest["image_sizes"] == {"64x48": 3}
+
+
+def test_altered_samples_of_a_shard_are_named(gta5: Path, tmp_path: Path) -> None:
+    convert("gta5", gta5, tmp_path / "out", split="train", shard_bytes=10**9)
+    shard = tmp_path / "out/shard-00001.arrow"
+    image = (gta5 / IMAGE).read_bytes()
+    trees.flip_byte(shard, shard.read_bytes().index(image) + 100)
+    with pytest.raises(DataError, match=r"00001.arrow has another .*\(altered: gta5/00002\)"):
+        verify(tmp_path / "out")
+
+
+# --- the published release -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that the release of GTA5 is another one."""
+
+    def pretend(**facts: object) -> None:
+        whole = {"images": 3, "sizes": frozenset({trees.SMALL}), "class_images": (3,) * 19}
+        releases = {"train": Release(**whole | facts)}
+        monkeypatch.setitem(DATASETS, "gta5", dataclasses.replace(GTA5, releases=releases))
+
+    return pretend
+
+
+def test_whole_release_is_recognised(gta5: Path, tmp_path: Path, release: Callable) -> None:
+    release()
+    report = convert("gta5", gta5, tmp_path / "out", split="train", golden=True)
+    assert report["differs_from_release"] == {}
+
+
+def test_labels_that_are_left_out_count_as_part_of_the_release(
+    gta5: Path, tmp_path: Path, release: Callable
+) -> None:
+    release()
+    trees.blank(gta5 / IMAGE, True)  # as 15188 of the real one
+    report = convert("gta5", gta5, tmp_path / "out", split="train", golden=True)
+    assert report["converted"] == 2 and report["class_images"] == [2] * 19
+    assert report["differs_from_release"] == {}
+
+
+@pytest.mark.parametrize(
+    ("fact", "message"),
+    [
+        ({"images": 4}, "images: 3, expected 4"),
+        ({"sizes": frozenset({(9, 9)})}, "image_sizes: {'64x48': 3}, expected .'9x9'"),
+        ({"class_images": (3,) * 18 + (2,)}, "class_images: .*3], expected .*2]"),
+    ],
+)
+def test_other_than_the_release_is_noted_and_an_error_on_request(
+    gta5: Path, tmp_path: Path, release: Callable, fact: dict, message: str
+) -> None:
+    release(**fact)
+    report = convert("gta5", gta5, tmp_path / "note", split="train")
+    assert list(report["differs_from_release"]) == [message.split(":")[0]]
+    for out in ("out", "note"):  # also where it is converted already
+        with pytest.raises(DataError, match=f"not the release that was published: .*{message}"):
+            convert("gta5", gta5, tmp_path / out, split="train", golden=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_golden_counts_are_those_of_the_two_releases() -> None:
+    """datasets' published statistics: 24966 and 9400 images, 19 and 16 classes."""
+    gta5, synthia = DATASETS["gta5"].releases["train"], DATASETS["synthia"].releases["train"]
+    assert (gta5.images, gta5.class_images[0], gta5.class_images[16]) == (24966, 24795, 1128)
+    assert sum(gta5.class_images) == 328428
+    sixteen = [n for n in synthia.class_images if n]
+    assert (synthia.images, len(sixteen), sixteen[9], sum(sixteen)) == (9400, 16, 8841, 134495)
+    assert [k for k, n in enumerate(synthia.class_images) if not n] == [9, 14, 16]
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "val/munster/munster_000173_000019_leftImg8bit.png",
+        "munster/munster_000173_000019_leftImg8bit.png\n",
+        "munster_000173_000019\n",
+        "munster/munster_000173_000019",
+    ],
+)
+def test_lists_of_every_code_base_are_read(cityscapes: Path, tmp_path: Path, lines: str) -> None:
+    (tmp_path / "val.txt").write_text(lines)
+    report = convert(
+        "cityscapes", cityscapes, tmp_path / "out", split="val", only=tmp_path / "val.txt"
+    )
+    data = ShardSet(tmp_path / "out")
+    assert data.sample_ids == ["cityscapes/val/munster/munster_000173_000019"]
+    assert data.metadata["split_source"]["list"]["name"] == "val.txt" and report["checks"] == {}
+
+
+def test_list_of_other_names_is_refused(gta5: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("00001.png\n00099.png")
+    with pytest.raises(DataError, match=r"list.txt names 1 images .*\(00099.png\)"):
+        convert("gta5", gta5, tmp_path / "out", split="train", only=tmp_path / "list.txt")
+
+
+# --- what the data sets bring besides -------------------------------------------------------------
+
+
+def test_frame_before_is_stored_with_its_successor(cityscapes: Path, tmp_path: Path) -> None:
+    trees.cityscapes_sequences(cityscapes)
+    convert("cityscapes", cityscapes, tmp_path / "out", split="val_sequence")
+    data = ShardSet(tmp_path / "out")
+    before = "leftImg8bit_sequence/val/frankfurt/frankfurt_000000_000293_leftImg8bit.png"
+    assert data.previous(0) == (cityscapes / before).read_bytes() != data.image(0)
+    row = rows(tmp_path / "out")[0]
+    assert row["prev_sample_id"] == "cityscapes/val/frankfurt/frankfurt_000000_000293"
+    assert (row["frame_index"], row["prev_frame_index"]) == (294, 293)
+
+
+def test_frames_before_are_part_of_the_fingerprint(cityscapes: Path, tmp_path: Path) -> None:
+    trees.cityscapes_sequences(cityscapes)
+    one = convert("cityscapes", cityscapes, tmp_path / "one", split="val_sequence")
+    trees.blank(next(cityscapes.glob("leftImg8bit_sequence/val/*/*_000293_*")))
+    two = convert("cityscapes", cityscapes, tmp_path / "two", split="val_sequence")
+    assert one["fingerprint"] != two["fingerprint"]
+
+
+def test_facts_about_a_synscapes_frame_are_kept(tmp_path: Path) -> None:
+    root = trees.synscapes_tree(tmp_path / "raw", 2)
+    (root / "meta/2.json").unlink()
+    convert("synscapes", root, tmp_path / "out", split="train")
+    first, second = rows(tmp_path / "out")
+    assert json.loads(first["extra_json"])["scene"] == {"sun": 1.5}
+    assert second["extra_json"] is None
+
+
+def test_larger_images_of_synscapes_keep_the_labels_own_size(tmp_path: Path) -> None:
+    root = trees.synscapes_tree(tmp_path / "raw", 2)
+    convert("synscapes", root, tmp_path / "out", split="train_2k")
+    row, data = rows(tmp_path / "out")[0], ShardSet(tmp_path / "out")
+    assert (row["width"], row["height"]) == (256, 128)
+    assert (row["label_width"], row["label_height"]) == (180, 90)
+    assert data.metadata["label_size"] == "its own"
