@@ -41,7 +41,7 @@ def captioned_grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]
 
 
 @torch.no_grad()
-def training_panel(method: Method, batch: Batch) -> np.ndarray:
+def training_panel(method: Method, batch: Batch, palette: np.ndarray) -> np.ndarray:
     """Image, prediction and label of a few samples of each domain of the step."""
     rows = []
     for domain in ("source", "target"):
@@ -53,7 +53,9 @@ def training_panel(method: Method, batch: Batch) -> np.ndarray:
         predictions = upsample(logits.float(), images.shape[-2:]).argmax(1).byte().cpu().numpy()
         for i, prediction in enumerate(predictions):
             label = np.full_like(prediction, 255) if labels is None else labels[i].cpu().numpy()
-            rows.append([to_picture(images[i]), colorize(prediction), colorize(label)])
+            rows.append(
+                [to_picture(images[i]), colorize(prediction, palette), colorize(label, palette)]
+            )
     return captioned_grid(same_size(rows), ("image", "prediction", "label"))
 
 

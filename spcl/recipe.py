@@ -4,6 +4,7 @@ Runs on every rank alike, under plain Python, torchrun or Ray; what is stored de
 to do, so a killed run continues by running the same command.
 """
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ class Recipe:
     """One run of a configuration on this rank."""
 
     def __init__(self, config: Config, data: Path, run: RunFolder, around: Surroundings):
-        self.config, self.run, self.around = config, run, around
+        self.config, self.run = config, run
         self.shards = open_data(config, data)
+        self.around = dataclasses.replace(around, palette=self.shards["source"].palette)
         self.store = ArtefactStore(run.folder.parent)
         fingerprints = {role: shards.fingerprint for role, shards in self.shards.items()}
         self.stages = plan(config, fingerprints)

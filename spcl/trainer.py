@@ -19,6 +19,7 @@ from spcl import checkpoint, distributed
 from spcl.checkpoint import Checkpoints
 from spcl.config import Train
 from spcl.data.batch import Batch
+from spcl.data.labels import TRAIN_ID_COLORS
 from spcl.data.loader import Steps
 from spcl.errors import UserError
 from spcl.evaluate import batch_confusion
@@ -41,6 +42,7 @@ class Surroundings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     telemetry: Telemetry = field(default_factory=lambda: Telemetry(None))
     report: Report = lambda metrics: None
+    palette: np.ndarray = field(default_factory=lambda: TRAIN_ID_COLORS)  # (K, 3), for pictures
 
 
 def fit(
@@ -95,7 +97,7 @@ def fit(
                 **_source_miou(method, batch, around),
             )
         if done % train.panel_every == 0 and distributed.rank() == 0:
-            around.telemetry.panel(name, done, _panel(method, batch))
+            around.telemetry.panel(name, done, _panel(method, batch, around))
         if save:
             if distributed.rank() == 0:
                 checkpoints.save(done, _state(method, optimizers, done))
@@ -227,8 +229,8 @@ def _source_miou(method: Method, batch: Batch, around: Surroundings) -> dict[str
 
 
 @torch.no_grad()
-def _panel(method: Method, batch: Batch) -> np.ndarray:
+def _panel(method: Method, batch: Batch, around: Surroundings) -> np.ndarray:
     method.eval()
-    picture = training_panel(method, batch)
+    picture = training_panel(method, batch, around.palette)
     method.train()
     return picture

@@ -127,6 +127,7 @@ def test_two_ray_workers_report_what_one_process_does(
     storage, mini_data, tmp_path, cluster, commands
 ):
     more = ["--dataset", "streets/sim", "--split", "train", "--analysis", "--predictions"]
+    more += ["--size", "8x16"]  # few pixels: t-SNE takes seconds for thousands
     assert run(mini_data, storage, *more, "--out", tmp_path / "none") == 0
     script = [sys.executable, "ray_jobs/evaluate.py", "mini", "--data", mini_data]
     more += ["--storage", storage, "--workers", 2, "--out", tmp_path / "two"]

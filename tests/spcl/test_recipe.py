@@ -124,6 +124,52 @@ def test_adabn_changes_the_score_and_not_the_training(mini_data, tmp_path):
     assert tables[0] != tables[1]
 
 
+def test_a_target_without_labels_is_adapted_to_and_shown(finished, mini_data, tmp_path, capsys):
+    assert run(mini_data, tmp_path, "--name", "blind", "evaluation.dataset=none") == 0
+    assert "not evaluated: no labelled evaluation split" in capsys.readouterr().out
+    blind = RunFolder(tmp_path / "blind")
+    assert blind.done["table"] == [] and blind.done["protocol"] is None
+    assert "evaluation" not in blind.manifest["data"]
+    assert len(states(tmp_path)) == 3 and states(tmp_path).keys() <= states(finished).keys()
+    with Image.open(blind.folder / "panel.png") as panel:
+        assert panel.size[0] == 64 * 4  # image, three stages; no truth
+
+
+def test_a_target_without_labels_needs_no_evaluation_data(mini_data, tmp_path):
+    data = shutil.copytree(mini_data, tmp_path / "data")
+    shutil.rmtree(data / "streets/real/val")
+    method = ("--method", "source_only", "--name", "a")
+    none = ("evaluation.dataset=none", "target.dataset=own", "source.dataset=sim")
+    (data / "streets/real").rename(data / "own")
+    (data / "streets/sim").rename(data / "sim")
+    assert run(data, tmp_path, *method, *none) == 0
+    assert RunFolder(tmp_path / "a").done["images"] == 0
+
+
+def test_the_table_of_a_source_that_lacks_classes_says_what_to_report(mini_data, tmp_path, capsys):
+    data = shutil.copytree(mini_data, tmp_path / "data")
+    path = data / "streets/sim/train/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["metadata"] |= {"dataset": "synthia", "absent_train_ids": [9, 14, 16]}
+    path.write_text(json.dumps(manifest))
+    assert run(data, tmp_path, "--method", "source_only", "--name", "a") == 0
+    done = RunFolder(tmp_path / "a").done
+    means = done["table"][-1]["means"]["mIoU"]
+    (note,) = done["notes"]
+    assert f"mIoU over {means['classes']} = {100 * means['value']:.1f}; report syn16_full" in note
+    assert note in capsys.readouterr().out
+    assert note.startswith("synthia has no terrain, truck, train. ")
+
+
+def test_augmentation_at_test_time_repeats_the_evaluation_alone(finished, mini_data, capsys):
+    more = ("evaluation.flip=true", "evaluation.scales=[0.75,1.0]", "evaluation.window=[16,32]")
+    assert run(mini_data, finished, "--name", "flipped", *more) == 0
+    out = capsys.readouterr().out
+    assert "self_training: done before, reused" in out and "evaluation of spcl: started" in out
+    rows = [RunFolder(finished / name).done["table"] for name in ("full", "flipped")]
+    assert rows[0] != rows[1]
+
+
 def test_a_damaged_artefact_is_named_and_refused(mini_data, tmp_path, capsys):
     assert run(mini_data, tmp_path, "--name", "a", "stages=[adversarial]") == 0
     (path,) = tmp_path.glob("artefacts/adversarial-*/checkpoint.pt")

@@ -60,6 +60,20 @@ def test_a_setting_changes_the_stages_that_read_it_and_what_follows(override, un
     assert "evaluation of self_training" not in same
 
 
+@pytest.mark.parametrize(
+    "override", ["evaluation.flip=true", "evaluation.scales=[1.0,1.5]", "evaluation.window=[64,64]"]
+)
+def test_augmentation_at_test_time_changes_evaluations_alone(override):
+    before, after = keys(), keys("gta5", "spcl", override)
+    changed = {title for title in before if before[title] != after[title]}
+    assert changed == {title for title in before if title.startswith("evaluation of")}
+
+
+def test_without_an_evaluation_split_the_other_stages_are_the_same():
+    without = keys("gta5", "spcl", "evaluation.dataset=none")
+    assert without == {t: k for t, k in keys().items() if not t.startswith("evaluation of")}
+
+
 def test_another_producer_changes_what_is_made_of_it():
     """Toy d: the key of an artefact holds the key of the checkpoint it was made with."""
     before, after = keys(), keys("gta5", "spcl", "adversarial.weight=0.01")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spcl.results.tables import interval, run_table, seeds_table
+from spcl.results.tables import ccd_table, interval, run_table, seeds_table
 
 SUMMARY = {
     "classes": ["road", "sky"],
@@ -35,3 +35,18 @@ def test_a_class_without_pixels_is_a_dash_and_the_number_averaged_is_named():
     text = run_table(SUMMARY)
     assert [line.split()[-1] for line in text.splitlines()[2:4]] == ["50.0", "-"]
     assert "mIoU over 1 classes" in text and "checkpoint: last" in text
+
+
+def test_notes_end_the_table():
+    assert run_table(SUMMARY | {"notes": ["x has no sky."]}).splitlines()[-1] == "x has no sky."
+
+
+def test_a_run_without_evaluation_has_no_numbers_to_show():
+    empty = SUMMARY | {"table": []}
+    assert run_table(empty) == seeds_table([empty, empty])
+    assert run_table(empty) == "not evaluated: no labelled evaluation split"
+
+
+def test_class_centre_distances_end_with_the_mean_of_those_found():
+    rows = [line.split() for line in ccd_table({"road": 0.5, "sky": None, "car": 1.0}).splitlines()]
+    assert rows[1:] == [["road", "0.500"], ["sky", "-"], ["car", "1.000"], ["mean", "0.750"]]
