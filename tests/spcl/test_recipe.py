@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trees
+import yaml
 from conftest import MINI
 from PIL import Image
 
 from spcl import cli
+from spcl.data.convert import convert
+from spcl.data.datasets.custom import read_description
 from spcl.results.store import RunFolder, read_confusions
 from spcl.train import main
 
@@ -144,6 +148,56 @@ def test_a_target_without_labels_needs_no_evaluation_data(mini_data, tmp_path):
     (data / "streets/sim").rename(data / "sim")
     assert run(data, tmp_path, *method, *none) == 0
     assert RunFolder(tmp_path / "a").done["images"] == 0
+
+
+@pytest.fixture(scope="module")
+def own_classes(tmp_path_factory) -> Path:
+    """The data folder of a user with three classes: sim/train, and real/train and real/val."""
+    root = tmp_path_factory.mktemp("own")
+    names = ["road", "car", "person"]
+    colors = np.array([(60, 60, 60), (200, 0, 0), (0, 0, 200)], np.uint8)
+    splits = {
+        "sim": {"train": {"role": "source", "images": "rgb/*.png", "labels": "ids/*.png"}},
+        "real": {
+            "train": {"role": "target", "images": "rgb/*.png"},
+            "val": {"role": "eval", "images": "rgb/*.png", "labels": "ids/*.png"},
+        },
+    }
+    for number, (name, wanted) in enumerate(splits.items()):
+        for image in range(8):
+            rng = np.random.default_rng([number, image])
+            raw = trees.cells((64, 32), range(3), rng)
+            trees.save(root / name / f"rgb/{image}.png", trees.picture(raw, colors, rng))
+            trees.save(root / name / f"ids/{image}.png", raw)
+        labels = {"encoding": "png8:L", "ids": dict(enumerate(names))}
+        about = {"name": name, "class_names": names, "labels": labels, "splits": wanted}
+        about["palette"] = colors.tolist()
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(about))
+        for split in wanted:
+            description = read_description(root / f"{name}.yaml")
+            convert(description, root / name, root / "data" / name / split, split=split)
+    return root / "data"
+
+
+OWN = ("source.dataset=sim", "target.dataset=real", "evaluation.dataset=real")
+
+
+def test_own_classes_are_trained_scored_and_shown_in_their_colours(own_classes, tmp_path, capsys):
+    assert run(own_classes, tmp_path, "--name", "a", *OWN, "evaluation.protocol=all") == 0
+    done = RunFolder(tmp_path / "a").done
+    assert done["classes"] == ["road", "car", "person"]
+    for row in done["table"]:
+        assert row["means"]["mIoU"]["value"] == pytest.approx(np.mean(row["iou"]))
+        assert row["means"]["mIoU"]["classes"] == 3
+    with Image.open(tmp_path / "a/panel.png") as panel:
+        truth = np.array(panel)[14:, 64:128].reshape(-1, 3)
+    assert np.unique(truth, axis=0).tolist() == [[0, 0, 200], [60, 60, 60], [200, 0, 0]]
+
+
+def test_own_classes_need_the_protocol_for_them(own_classes, tmp_path, capsys):
+    assert run(own_classes, tmp_path, "--name", "a", *OWN) == 2
+    err = capsys.readouterr().err
+    assert "protocol cityscapes19 is made for the 19 Cityscapes classes, but real/val has" in err
 
 
 def test_the_table_of_a_source_that_lacks_classes_says_what_to_report(mini_data, tmp_path, capsys):
