@@ -29,7 +29,13 @@ MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 METADATA_PREFIX = "seg."
 
+MAPPED_BYTES = 16 * 2**20  # of shards in a process's memory, before all are let go
+FAULT_BYTES = 2**16  # what the kernel maps around a byte that is read
+
 _PAYLOAD = ("image", "label", "prev_image")  # encoded images: in the shards, not in the index
+# The columns of the index that reading needs.
+_NEEDED = ["sample_id", "height", "width", "class_pixels", "shard", "batch", "row"]
+_NEEDED += ["image_crc32", "label_crc32", "prev_image_crc32"]
 
 
 def _column(name: str, kind: pa.DataType, required: bool = False) -> pa.Field:
@@ -249,9 +255,9 @@ class ShardSet:
     palette      (K, 3) uint8 colours of the classes
     class_pixels (N, K) int32 pixels of each trainId, None when unlabelled
 
-    Opening reads the manifest and the index only.  Shards are mapped on first use, in each process
-    anew: a pickled ShardSet carries no open file.  DataError if the split is missing, empty,
-    incomplete, damaged or of another schema.
+    Opening reads the manifest and the index only.  Shards are mapped when they are used, in each
+    process anew: a pickled ShardSet carries no open file.  DataError if the split is missing,
+    empty, incomplete, damaged or of another schema.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -283,6 +289,7 @@ class ShardSet:
         if "prev_image_crc32" in index.schema.names and index["prev_image_crc32"].null_count == 0:
             self._crc32["prev_image"] = _numbers(index, "prev_image_crc32")
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
+        self._mapped = 0  # bytes read since all shards were let go, an upper bound
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -336,6 +343,10 @@ class ShardSet:
                 f"(expected {expected:08x}, found {found:08x}); the file was altered after "
                 f"conversion, {self._mend()}"
             )
+        self._mapped += len(data) + FAULT_BYTES
+        if self._mapped > MAPPED_BYTES:  # else a process grows by all that it reads
+            self._readers.clear()
+            self._mapped = 0
         return data
 
     def _reader(self, shard: int) -> pa.RecordBatchFileReader:
@@ -366,7 +377,9 @@ class ShardSet:
                 f"{self.folder / entry['name']} was altered after conversion (sha256 {found}, the "
                 f"manifest says {entry['sha256']}); {self._mend()}"
             )
-        return pq.read_table(pa.BufferReader(data))
+        # ParquetFile, not read_table, which imports and starts much to read this little.
+        file = pq.ParquetFile(pa.BufferReader(data))
+        return file.read(columns=_NEEDED, use_threads=False)
 
     def _mend(self) -> str:
         return f"write it again with: {ingest_command(self.folder, self._manifest)}"

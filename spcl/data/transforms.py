@@ -14,6 +14,7 @@ from spcl.data.labels import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+STRIP_PIXELS = 2**17  # jittered at a time: what that takes besides stays in a CPU's cache
 
 
 def decode(data: bytes) -> Tensor:
@@ -78,14 +79,17 @@ def jitter(image: Tensor, strength: tuple[float, float, float, float]) -> Tensor
     strength  of brightness, contrast, saturation, hue
     """
     drawn = v2.ColorJitter(*strength).make_params([])
-    changes = (
-        (F.adjust_brightness, drawn["brightness_factor"]),
-        (F.adjust_contrast, drawn["contrast_factor"]),
-        (F.adjust_saturation, drawn["saturation_factor"]),
-        (shift_hue, drawn["hue_factor"]),
+    height, width = image.shape[1:]
+    strip = max(1, STRIP_PIXELS // width)
+    changes = (  # each with the rows it must see at a time: contrast needs the mean of all
+        (F.adjust_brightness, drawn["brightness_factor"], strip),
+        (F.adjust_contrast, drawn["contrast_factor"], height),
+        (F.adjust_saturation, drawn["saturation_factor"], strip),
+        (shift_hue, drawn["hue_factor"], strip),
     )
-    for change, amount in (changes[number] for number in drawn["fn_idx"]):
-        image = image if amount is None else change(image, amount)
+    for change, amount, rows in (changes[number] for number in drawn["fn_idx"]):
+        if amount is not None:
+            image = torch.cat([change(part, amount) for part in image.split(rows, 1)], 1)
     return image
 
 

@@ -2,8 +2,9 @@
 
 A second, derived shard set, made so that training decodes fewer bytes and resizes nothing.  Images
 are resized by Pillow's BICUBIC and labels by its NEAREST, as `spcl.data.transforms` does at the
-same size (bicubic to +-1); with a random scale the view is resized a second time.  For training
-only: a JPEG view changes pixels, and scores are of labels at their own resolution.
+same size (bicubic to +-1, to +-2 in one value of a million); with a random scale the view is
+resized a second time.  For training only: a JPEG view changes pixels, and scores are of original
+images and labels.
 """
 
 import datetime
@@ -217,7 +218,7 @@ def _run(
 def write_view_task(task: ViewTask) -> Written:
     """Resize the samples of one shard, a record batch at a time.  Safe to run again."""
     data = ShardSet(Path(task.parent))  # checks the index before it is read here again
-    index = pq.read_table(data.folder / shards.INDEX)
+    index = pq.ParquetFile(data.folder / shards.INDEX).read()
     here = pc.equal(index["shard"], task.shard)
     first = pc.index(index["shard"], task.shard).as_py()
     known = index.filter(here).drop_columns(_PLACE).to_pylist()

@@ -79,6 +79,20 @@ def test_pickled_view_opens_its_own_files(folder: Path) -> None:
     assert copy.image(3) == image and copy.sample_ids == data.sample_ids
 
 
+def test_a_process_lets_go_of_what_it_has_read(
+    folder: Path, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mapped shards count as a process's memory: without this, all it ever read would."""
+    image = (raw / "images/00001.png").read_bytes()
+    monkeypatch.setattr(shards, "MAPPED_BYTES", 2 * (len(image) + shards.FAULT_BYTES))
+    data = ShardSet(folder)
+    mapped = []
+    for _ in range(6):
+        assert data.image(0) == image
+        mapped.append(str(folder) in Path("/proc/self/maps").read_text())
+    assert mapped == [True, True, False] * 2
+
+
 @pytest.mark.parametrize("column", ["image", "label"])
 def test_flipped_byte_is_an_error_that_names_sample_and_file(folder: Path, column: str) -> None:
     path = folder / "shard-00000.arrow"
