@@ -36,11 +36,8 @@ def predict_labels(
     several views of the image are read, their probabilities there are averaged.
     Source: the flip and the softmax before the mean are SPCL's code.
     """
-    views = [
-        (scale, flipped)
-        for scale in settings.scales
-        for flipped in (False, True)[: 1 + settings.flip]
-    ]
+    mirrored = (False, True) if settings.flip else (False,)
+    views = list(itertools.product(settings.scales, mirrored))
     total: Tensor | float = 0.0
     for scale, flipped in views:
         size = (round(settings.size[0] * scale), round(settings.size[1] * scale))
