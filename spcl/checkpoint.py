@@ -35,13 +35,13 @@ class Checkpoints:
         for old in self._folders()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self) -> Path | None:
-        """The newest whole checkpoint's file; damaged ones are passed over."""
+    def newest(self, limit: int) -> Path | None:
+        """The newest whole checkpoint's file of at most `limit` steps; damaged ones don't count."""
         for folder in reversed(self._folders()):
             try:
                 manifest = json.loads((folder / "manifest.json").read_text())
-                whole = manifest["schema"] == SCHEMA
-                if whole and sha256(folder / "state.pt") == manifest["sha256"]:
+                usable = manifest["schema"] == SCHEMA and manifest["step"] <= limit
+                if usable and sha256(folder / "state.pt") == manifest["sha256"]:
                     return folder / "state.pt"
             except (OSError, ValueError, KeyError):
                 continue

@@ -44,6 +44,7 @@ class Domain:
 class Source(Domain):
     size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
     class_balanced: bool = setting(True, "authors' code: sub-epochs of 3000 draws")
+    holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)

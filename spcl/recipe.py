@@ -56,13 +56,27 @@ class PseudoLabels:
 
 
 class Recipe:
-    """One run of a configuration on this rank."""
+    """One run of a configuration on this rank.
 
-    def __init__(self, config: Config, data: Path, run: RunFolder, around: Surroundings):
+    storage   where stages are stored and shared (default: the folder of the run's folder)
+    continued  leave each stage's last checkpoint, so that a run of more steps goes on from it
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Path,
+        run: RunFolder,
+        around: Surroundings,
+        *,
+        storage: Path | None = None,
+        continued: bool = False,
+    ):
         self.config, self.run = config, run
         self.shards = open_data(config, data)
         self.around = dataclasses.replace(around, palette=self.shards["source"].palette)
-        self.store = ArtefactStore(run.folder.parent)
+        self.store = ArtefactStore(storage or run.folder.parent)
+        self.continued = continued
         fingerprints = {role: shards.fingerprint for role, shards in self.shards.items()}
         self.stages = plan(config, fingerprints)
         agree(config=digest(config.as_dict()), data=digest(fingerprints), code=code_version())
@@ -95,11 +109,11 @@ class Recipe:
                 self.store.open(stage.inputs["prototypes"]) / "prototypes.pt", torch.device("cpu")
             )
             method.prototypes.load(state["mean"], state["seen"])
-        checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.folder)
+        checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
         fit(stage.method, method, self._steps(stage), config.train, checkpoints, self.around)
         fill_unseen_statistics(method.segmentor)
         self._store_state(stage, method.cpu().state_dict())
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and not self.continued:
             checkpoints.clear()
 
     def _prototypes(self, stage: Stage) -> None:

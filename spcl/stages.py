@@ -6,6 +6,7 @@ its inputs.  Equal keys mean equal results, so runs, sweeps and searches share s
 file reads no data and starts nothing.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,16 @@ class Stage:
                 "inputs": {role: stage.key for role, stage in self.inputs.items()},
             }
         )
+
+    @property
+    def progress(self) -> str:
+        """Name of the folder of its checkpoints: the same for any number of steps.
+
+        The horizon is a setting of its own, so a stage of fewer steps is the beginning of this one.
+        """
+        method = {k: v for k, v in self.settings.get("method", {}).items() if k != "steps"}
+        prefix = dataclasses.replace(self, settings={**self.settings, "method": method})
+        return f"{self.title.replace(' ', '-')}-{prefix.key[:16]}"
 
     @property
     def folder(self) -> str:
@@ -142,7 +153,7 @@ def _without_empty(**settings: Any) -> dict[str, Any]:
 def _stream_settings(section: Any) -> dict[str, Any]:
     # The data's fingerprint says which samples; where they lie says nothing more.
     chosen = scientific(section)
-    return {k: v for k, v in chosen.items() if k not in ("dataset", "split")}
+    return {k: v for k, v in chosen.items() if k not in ("dataset", "split", "holdout")}
 
 
 def _test_time_augmentation(section: Any) -> dict[str, Any]:

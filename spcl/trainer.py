@@ -205,7 +205,9 @@ def _resume(
 
     Rank 0 chooses the file and says so: ranks must not pick different ones.
     """
-    path = distributed.gather(checkpoints.newest() if distributed.rank() == 0 else None)[0]
+    path = distributed.gather(
+        checkpoints.newest(method.config.steps) if distributed.rank() == 0 else None
+    )[0]
     if path is None:
         return 0
     state = checkpoint.load(path, around.device)

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
+
 from spcl import protocols
 from spcl.config import Config
+from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError
 from spcl.methods import METHODS
@@ -37,6 +40,8 @@ def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
         if not dataset:
             raise DataError(f"{role}.dataset is empty; the benchmark's file should name it")
         shards[role] = ShardSet(root / dataset / split)
+    if config.source.holdout and "source" in shards:
+        shards["source"] = split_source(config, shards["source"])[0]
     for role in ("source", "evaluation"):
         if role in shards and not shards[role].labelled:
             raise DataError(f"{role} data must be labelled, but {shards[role].folder} is not")
@@ -50,6 +55,18 @@ def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
         check_native(scored)
         protocols.check_classes(config.evaluation.protocol, scored.class_names, scored.name)
     return shards
+
+
+def split_source(config: Config, source: ShardSet) -> tuple[ShardSet, ShardSet]:
+    """The source images to train on, and the held-out ones, chosen by hash."""
+    held = hash_chosen(source.sample_ids, config.source.holdout, "holdout")
+    if len(held) == len(source):
+        raise DataError(
+            f"source.holdout must leave images to train on, but {source.name} has {len(source)} "
+            f"and {config.source.holdout} are to be held out"
+        )
+    rest = np.setdiff1d(np.arange(len(source)), held)
+    return source.subset(rest), source.subset(held)
 
 
 def check_same_classes(name: str, class_names: Sequence[str], split: ShardSet) -> None:

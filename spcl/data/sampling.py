@@ -5,7 +5,9 @@ positions s*B .. s*B + B-1; rank r of W takes every W-th of them.  Nothing here 
 worker or a rank's history, so resuming is exact and the number of workers is a choice.
 """
 
+import hashlib
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +24,15 @@ def stream_seed(seed: int, stream: str, *position: int) -> list[int]:
 def positions(step: int, batch: int, rank: int, world_size: int) -> range:
     """The positions that `rank` reads at `step`; `batch` counts all ranks and is divisible."""
     return range(step * batch + rank, (step + 1) * batch, world_size)
+
+
+def hash_chosen(sample_ids: Sequence[str], count: int, purpose: str) -> np.ndarray:
+    """Sorted indices of `count` samples (all, if fewer), the same on every machine for a purpose.
+
+    Those with the smallest hashes: a sample that is added or removed changes at most one of them.
+    """
+    hashes = [hashlib.sha256(f"{purpose} {name}".encode()).digest() for name in sample_ids]
+    return np.sort(np.array(sorted(range(len(hashes)), key=hashes.__getitem__)[:count], np.int64))
 
 
 class Uniform:

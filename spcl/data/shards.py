@@ -9,6 +9,7 @@ Not here: where raw files lie (`spcl.data.datasets`) and what is checked in them
     <folder>/manifest.json            written last: names, sizes and hashes of the others
 """
 
+import copy
 import hashlib
 import json
 import zlib
@@ -290,6 +291,19 @@ class ShardSet:
             self._crc32["prev_image"] = _numbers(index, "prev_image_crc32")
         self._readers: dict[int, pa.RecordBatchFileReader] = {}
         self._mapped = 0  # bytes read since all shards were let go, an upper bound
+
+    def subset(self, indices: np.ndarray) -> "ShardSet":
+        """The same split with these samples only, under a fingerprint of its own."""
+        part = copy.copy(self)
+        part._readers = {}
+        part.sample_ids = [self.sample_ids[index] for index in indices]
+        part.image_sizes, part._place = self.image_sizes[indices], self._place[indices]
+        part._crc32 = {column: crc32[indices] for column, crc32 in self._crc32.items()}
+        if self.class_pixels is not None:
+            part.class_pixels = self.class_pixels[indices]
+        chosen = "\n".join([self.fingerprint, *part.sample_ids])
+        part.fingerprint = hashlib.sha256(chosen.encode()).hexdigest()
+        return part
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -79,13 +79,13 @@ def test_resuming_equals_never_stopping(name, tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     train(method("spcl", steps=20), tmp_path)
-    newest = Checkpoints(tmp_path / "checkpoints").newest()
+    newest = Checkpoints(tmp_path / "checkpoints").newest(20)
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    assert Checkpoints(tmp_path / "checkpoints").newest().parent.name == "step-00000010"
+    assert Checkpoints(tmp_path / "checkpoints").newest(20).parent.name == "step-00000010"
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000010")
-    assert Checkpoints(tmp_path / "checkpoints").newest() is None
+    assert Checkpoints(tmp_path / "checkpoints").newest(20) is None
 
 
 #: The paper's rates.  At the demo's, forty times as high, float32 rounding alone would grow past

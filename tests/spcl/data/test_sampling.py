@@ -7,6 +7,7 @@ from spcl.data.sampling import (
     Uniform,
     class_weights,
     draw_sub_epoch,
+    hash_chosen,
     positions,
 )
 
@@ -90,3 +91,14 @@ def test_class_balanced_position_is_pure_across_sub_epochs():
 def test_no_labelled_pixel_is_an_error():
     with pytest.raises(ValueError, match="at least one labelled pixel"):
         draw_sub_epoch(np.zeros((4, 3), bool), np.random.default_rng(0))
+
+
+def test_hash_chosen_samples_stay_chosen_when_others_come_and_go() -> None:
+    names = [f"gta5/{number:05d}" for number in range(500)]
+    chosen = {names[i] for i in hash_chosen(names, 50, "holdout")}
+    assert len(chosen) == 50
+    assert chosen == {names[::-1][i] for i in hash_chosen(names[::-1], 50, "holdout")}
+    without = [name for name in names if name != "gta5/00007"]
+    assert len(chosen & {without[i] for i in hash_chosen(without, 50, "holdout")}) >= 49
+    assert chosen != {names[i] for i in hash_chosen(names, 50, "validation")}
+    assert len(hash_chosen(names, 999, "holdout")) == 500
