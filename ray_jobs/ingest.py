@@ -131,7 +131,7 @@ def describe(report: dict[str, Any]) -> str:
         f"{report['bytes'] / 1e9:.2f} GB, {report['out']}"
     ]
     if report["status"] == "unchanged":
-        lines[0] += " (there already, from files of the same names and sizes; nothing done)"
+        lines[0] += " (there already, made from the same; nothing done)"
     for check, found in report.get("checks", {}).items():
         effect = "" if found["severity"] == NOTE else ", left out"
         known = f"; {found['known']}" if "known" in found else ""

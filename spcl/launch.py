@@ -90,7 +90,8 @@ def show_done(request: Request, run: RunFolder) -> None:
     """The end of a run: its table and where everything is."""
     print(f"\n{run.name}  (seed {request.config.seed})")
     print(run_table(run.done))
-    print(f"outputs: {run.folder}  (panel.png, evaluations/, tensorboard/, metrics.jsonl)")
+    evaluations = "evaluations/, " if run.done["table"] else ""
+    print(f"outputs: {run.folder}  (panel.png, {evaluations}tensorboard/, metrics.jsonl)")
 
 
 def show_seeds(finished: list[RunFolder]) -> None:

@@ -227,15 +227,15 @@ def convert(
     }
     failed = out.with_name(f"{out.name}.{REPORT}")
     with only_writer(out):
-        if not overwrite and _is_done(out, inputs):
+        if not overwrite and is_done(out, inputs):
             manifest = shards.read_manifest(out)
             old = json.loads((out / REPORT).read_bytes()) if (out / REPORT).exists() else {}
             differing = old.get("differs_from_release", {})
             if golden and differing:
                 raise DataError(f"{out}: {golden_problem(differing).message}")
-            return {**report, "status": "unchanged", **_summary(manifest)}
+            return {**report, "status": "unchanged", **summary(manifest)}
         if overwrite:
-            _check_replaceable(out)
+            check_replaceable(out)
         try:
             part = out.with_name(PART.format(out.name))
             part.mkdir(exist_ok=True)
@@ -244,14 +244,14 @@ def convert(
             _check_some(job, samples, problems)
             finished, resumed = _write(tasks, len(samples), map_tasks, progress)
             manifest, differing = _finish(job, part, finished, inputs, problems, release, golden)
-            report |= {"status": "done", **_summary(manifest), **_findings(problems, source)}
+            report |= {"status": "done", **summary(manifest), **_findings(problems, source)}
             report |= {"shards_from_before": resumed, "differs_from_release": differing}
-            report |= _clock(started)
+            report |= clock(started)
             atomic.write_json(part / REPORT, report)
             _replace(out, part)
             failed.unlink(missing_ok=True)
         except _Unusable as stop:
-            report |= {"status": "failed", **_findings(problems, source), **_clock(started)}
+            report |= {"status": "failed", **_findings(problems, source), **clock(started)}
             atomic.write_json(failed, report)
             raise DataError(_failure(f"{name}/{split}", str(stop), problems, failed)) from None
         finally:
@@ -419,7 +419,7 @@ def _check_space(samples: list[Sample], out: Path, part: Path) -> None:
         )
 
 
-def _is_done(out: Path, inputs: dict[str, Any]) -> bool:
+def is_done(out: Path, inputs: dict[str, Any]) -> bool:
     """Whether `out` already holds this conversion; DataError if it holds something else."""
     if not out.is_dir() or not any(out.iterdir()):
         return False
@@ -442,7 +442,7 @@ def _is_done(out: Path, inputs: dict[str, Any]) -> bool:
     return True
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     if out.exists() and not (out / shards.MANIFEST).exists() and any(out.iterdir()):
         raise DataError(f"{out} holds files that are not shards; --overwrite will not remove them")
 
@@ -503,7 +503,7 @@ def _lock(handle: int, folder: Path) -> bool:
     return True
 
 
-def _clock(started: datetime.datetime) -> dict[str, Any]:
+def clock(started: datetime.datetime) -> dict[str, Any]:
     finished = datetime.datetime.now(datetime.UTC)
     return {
         "finished": finished.isoformat(timespec="seconds"),
@@ -511,7 +511,7 @@ def _clock(started: datetime.datetime) -> dict[str, Any]:
     }
 
 
-def _summary(manifest: dict[str, Any]) -> dict[str, Any]:
+def summary(manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "converted": manifest["rows"],
         "shards": len(manifest["shards"]),

@@ -29,12 +29,12 @@ from spcl.data import shards
 from spcl.data.convert import (
     REPORT,
     REPORT_SCHEMA,
-    _check_replaceable,
-    _clock,
-    _is_done,
-    _summary,
+    check_replaceable,
+    clock,
+    is_done,
     only_writer,
     replacing,
+    summary,
 )
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
@@ -168,10 +168,10 @@ def make_view(
         "samples": len(data),
     }
     with only_writer(out):
-        if not overwrite and _is_done(out, inputs):
-            return {**report, "status": "unchanged", **_summary(shards.read_manifest(out))}
+        if not overwrite and is_done(out, inputs):
+            return {**report, "status": "unchanged", **summary(shards.read_manifest(out))}
         if overwrite:
-            _check_replaceable(out)
+            check_replaceable(out)
         with replacing(out) as folder:
             tasks = [
                 ViewTask(str(parent), str(folder), number, metadata, (width, height), encoder)
@@ -180,7 +180,7 @@ def make_view(
             done = _run(tasks, map_tasks, progress, len(data))
             pairs = [(one.entry, one.rows) for one in done]
             manifest = shards.write_manifest(folder, metadata, inputs, pairs)
-            report |= {"status": "done", **_summary(manifest), **_clock(started)}
+            report |= {"status": "done", **summary(manifest), **clock(started)}
             atomic.write_json(folder / REPORT, report)
     return report
 

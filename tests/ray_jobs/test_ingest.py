@@ -73,7 +73,7 @@ def test_second_run_says_that_nothing_was_done(
 ) -> None:
     run("gta5", gta5, tmp_path / "data")
     assert run("gta5", gta5, tmp_path / "data") == 0
-    assert "there already, from files of the same names and sizes" in capsys.readouterr().out
+    assert "there already, made from the same; nothing done" in capsys.readouterr().out
 
 
 def test_verify_tells_whole_from_damaged(
