@@ -230,9 +230,9 @@ def convert(
         if not overwrite and is_done(out, inputs):
             manifest = shards.read_manifest(out)
             old = json.loads((out / REPORT).read_bytes()) if (out / REPORT).exists() else {}
-            differing = old.get("differs_from_release", {})
-            if golden and differing:
-                raise DataError(f"{out}: {golden_problem(differing).message}")
+            wrong = golden_problem(old.get("differs_from_release", {}))
+            if golden and wrong:
+                raise DataError(f"{out}: {wrong.message}")
             return {**report, "status": "unchanged", **summary(manifest)}
         if overwrite:
             check_replaceable(out)
@@ -378,9 +378,9 @@ def _finish(
     problems += rare_classes(job, [row for _, rows in kept for row in rows])
     manifest = shards.write_manifest(folder, job.metadata, inputs, kept)
     differing = compare(release, manifest, census)
-    if golden and differing:
+    if golden and (wrong := golden_problem(differing)):
         (folder / shards.MANIFEST).unlink()
-        problems.append(golden_problem(differing))
+        problems.append(wrong)
         raise _Unusable
     _clear(folder, {shards.MANIFEST, shards.INDEX, *(entry["name"] for entry, _ in kept)})
     return manifest, differing
