@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import trees
 from clusters import second_node, started_cluster, wait_until
 from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
 
@@ -42,3 +43,20 @@ def test_two_nodes_equal_one_and_a_lost_node_costs_no_bit(commands, cluster, min
             assert command.code == 0, command.err
     assert any(text.startswith("spcl: resumed at step ") for text in messages(run))
     assert_same_bits(run, runs["one node"])
+
+
+def test_two_nodes_convert_to_the_same_bytes_as_no_ray(commands, tmp_path):
+    raw = trees.gta5_tree(tmp_path / "raw", 24)
+    line = ["python", "ray_jobs/ingest.py", "--dataset", "gta5", "--root", str(raw), "--out"]
+    with started_cluster(cpus=1) as head, second_node(head, cpus=1):
+        command = commands.run([*line, str(tmp_path / "two")], head.environment)
+        assert command.code == 0, command.err
+        alone = commands.run([*line, str(tmp_path / "none"), "--workers", "0"], head.environment)
+        assert alone.code == 0, alone.err
+    two, none = (
+        {path.name: path.read_bytes() for path in (tmp_path / place / "gta5/train").iterdir()}
+        for place in ("two", "none")
+    )
+    for files in (two, none):
+        del files["conversion_report.json"]  # holds the clock
+    assert two == none and len(two) == 8 + 2  # shards, index, manifest

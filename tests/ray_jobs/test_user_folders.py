@@ -37,3 +37,12 @@ def test_from_downloaded_folders_to_the_table(tmp_path, cluster, commands):
     table = RunFolder(runs / "mine").done["table"]
     assert [row["stage"] for row in table] == ["adversarial", "spcl", "self_training"]
     assert (runs / "mine" / "panel.png").is_file()
+    line = ["mine", "--data", str(data), "--storage", str(runs), "--export-server"]
+    done = commands.run(["python", "ray_jobs/evaluate.py", *line], cluster.environment)
+    assert done.code == 0, done.err
+    assert f"{100 * table[-1]['means']['mIoU']['value']:.1f}" in done.out
+    exported = sorted(path.name for path in (runs / "mine/reports").rglob("server/*.png"))
+    assert [name[:23] for name in exported] == [
+        "frankfurt_000000_000294",
+        "munster_000173_000019_l",
+    ]

@@ -87,13 +87,15 @@ def _dataset(given: Description) -> Dataset:
     names = given.class_names
     if not 2 <= len(set(names)) == len(names) <= MAX_CLASSES:
         raise ConfigError(f"class_names must be 2 to {MAX_CLASSES} different names, got {names}")
-    ids, colors = _ids(given.labels, names)
     splits = {}
     for name, files in _mapping(given.splits, "splits").items():
         if not re.fullmatch(r"\w+", str(name)):
             raise ConfigError(f"the name of a split must be a word, got {name!r}")
         files = build(Files, _mapping(files, f"splits.{name}"), f"splits.{name}.")
         splits[name] = _split(f"{given.name}/{name}", files)
+    ids, colors = {}, None
+    if any(split.labels is not None for split in splits.values()):
+        ids, colors = _ids(given.labels, names)
     anything = re.compile(r"(?P<key>.*)")  # every split has patterns of its own
     is_cityscapes = names == CLASS_NAMES
     return Dataset(

@@ -195,3 +195,11 @@ def test_description_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="is not valid YAML"):
         read_description(tmp_path / "data.yaml")
+
+
+def test_descriptions_in_the_readme_can_be_read(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    for name, end in (("my-sim", "# my-cars.yaml"), ("my-cars", "```")):
+        start = text.index(f"# {name}.yaml")
+        (tmp_path / "data.yaml").write_text(text[start : text.index(end, start + 1)])
+        assert read_description(tmp_path / "data.yaml").name == name
