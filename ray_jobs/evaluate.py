@@ -27,13 +27,8 @@ from spcl.results.tables import ccd_table, run_table
 from spcl.settings import build
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="ray_jobs/evaluate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

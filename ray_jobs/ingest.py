@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
+from spcl import cli
 from spcl.cli import REPOSITORY, guarded
 from spcl.data.convert import convert, verify
 from spcl.data.datasets import DATASETS, Dataset
@@ -37,13 +38,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = cli.Parser(
         prog="ray_jobs/ingest.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,7 +20,7 @@ from spcl.methods.base import StageConfig
 from spcl.models.segmentor import MODELS
 from spcl.models.vgg import INPUTS
 from spcl.models.weights import PRETRAINED
-from spcl.settings import build, choose, flatten, merge, setting
+from spcl.settings import build, choose, flatten, merge, read_yaml, setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 VGG = "deeplabv2_vgg16"
@@ -272,18 +272,9 @@ def known(kind: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A config file as a nested dict; ConfigError names the file."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold key: value pairs, got {type(values).__name__}")
+    values = read_yaml(path)
     try:
         build(Config, values)
     except ConfigError as error:
@@ -316,15 +307,15 @@ def load(
 ) -> Config:
     """The resolved, checked configuration.  Raises ConfigError."""
     given = parse_overrides(overrides)
-    from_file = read_yaml(file) if file else {}
+    from_file = read_config(file) if file else {}
     benchmark = benchmark or given.get("benchmark") or from_file.get("benchmark") or "streets"
     method = method or given.get("method") or from_file.get("method") or "spcl"
     choose(benchmark, known("benchmarks"), "benchmark")
     choose(method, known("methods"), "method")
     values: dict[str, Any] = {}
     for layer in (
-        read_yaml(CONFIGS / "methods" / f"{method}.yaml"),
-        read_yaml(CONFIGS / "benchmarks" / f"{benchmark}.yaml"),
+        read_config(CONFIGS / "methods" / f"{method}.yaml"),
+        read_config(CONFIGS / "benchmarks" / f"{benchmark}.yaml"),
         from_file,
         given,
         {"benchmark": benchmark, "method": method},

@@ -13,7 +13,10 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from spcl.errors import ConfigError
 
@@ -41,6 +44,20 @@ def setting(
         "operational": operational,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of key: value pairs; ConfigError names the file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold key: value pairs, got {type(values).__name__}")
+    return values
 
 
 def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from spcl.data.datasets.base import Dataset, LabelFiles, Split
 from spcl.data.encodings import COLOR, ENCODINGS
@@ -34,7 +33,7 @@ from spcl.data.labels import (
     TRAIN_IDS,
 )
 from spcl.errors import ConfigError
-from spcl.settings import build, choose, digest, setting
+from spcl.settings import build, choose, digest, read_yaml, setting
 
 IGNORE = "ignore"
 NAMED_IDS = {"labelIds": CITYSCAPES_IDS, "trainIds": TRAIN_IDS}
@@ -69,14 +68,9 @@ class Description:
 
 def read_description(path: Path) -> Dataset:
     """The dataset that a YAML file describes; ConfigError names the file and what is wrong."""
+    values = read_yaml(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    try:
-        return _dataset(build(Description, _mapping(values, "the file")))
+        return _dataset(build(Description, values))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
