@@ -1,0 +1,264 @@
+"""How far a search's label-free scores can be trusted: the oracle, computed after the search.
+
+    python -m tune.audit EXPERIMENT        what `python tune/search.py --audit EXPERIMENT` starts
+
+The oracle of a job is the mIoU of its stored checkpoint on the evaluation split, by the protocol of
+the benchmark.  This is the only file of `tune/` that opens that split, in a process of its own, so
+no job can see a target label.  Every artefact is evaluated once: its confusion matrices are kept
+in <experiment>/audit/, and a stopped audit goes on from there.
+
+    audit.parquet   a row per job: oracle, IoU per class, validators, score
+    audit.json      per validator and rung: Spearman, regret, rank of its pick, with intervals
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spcl import atomic, cli, passes
+from spcl.artefacts import verify
+from spcl.config import Config
+from spcl.data.catalog import open_data, prepare_streets
+from spcl.data.sampling import hash_chosen
+from spcl.data.shards import ShardSet
+from spcl.errors import DataError, UserError
+from spcl.evaluate import evaluate
+from spcl.protocols import score
+from spcl.recipe import load_segmentor, set_up_torch
+from spcl.results.store import read_confusions, write_confusions
+from spcl.settings import digest
+from spcl.train import choose_device
+from tune.experiment import ORACLE, Experiment
+from tune.report import write_outputs
+from tune.trust import CONFIDENCE, RESAMPLES, VALIDATORS, report_lines, validators
+
+SCHEMA = 1
+
+
+# The oracle.
+
+
+class Oracle:
+    """Per-image confusion matrices (N, K, K) of artefacts on the evaluation split, kept on disk."""
+
+    def __init__(self, experiment: Experiment, data: Path, storage: Path):
+        self.config: Config = experiment.config()
+        if not self.config.evaluation.wanted:
+            raise UserError(
+                "an audit needs labels of the target, but this search has evaluation.dataset=none; "
+                "search with a benchmark that has a labelled evaluation split"
+            )
+        prepare_streets(self.config, data, lambda text: print(text, file=sys.stderr, flush=True))
+        self.shards = open_data(self.config, data)
+        self.artefacts = storage / "artefacts"
+        scored = {
+            "evaluation": self.config.as_dict()["evaluation"],
+            "statistics": self.config.model.target_statistics,
+            "data": self.split.fingerprint,
+        }
+        self.cache = experiment.folder / "audit" / digest(scored)[:16]
+        self.device = choose_device(self.config.train, 0)
+        set_up_torch(self.config.train)
+
+    @property
+    def split(self) -> ShardSet:
+        return self.shards["evaluation"]
+
+    def __call__(self, artefact: str) -> np.ndarray:
+        path = self.cache / f"{artefact}.parquet"
+        if not path.is_file():
+            write_confusions(path, *self._evaluate(artefact))
+        return read_confusions(path)[1]
+
+    def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
+        folder = self.artefacts / artefact
+        if not folder.is_dir():
+            raise DataError(f"{folder} is missing; the same search makes it again")
+        verify(folder)
+        config, device = self.config, self.device
+        segmentor = load_segmentor(config, len(self.split.class_names), folder).to(device)
+        if config.model.target_statistics == "estimated":
+            passes.statistics_pass(segmentor, self.shards["target"], config.target.size, device)
+        segmentor.eval()
+        return evaluate(
+            lambda image: segmentor(image, "target").logits, self.split, config.evaluation, device
+        )
+
+
+def miou(matrices: np.ndarray, protocol: str) -> float:
+    """The protocol's headline mean of confusion matrices (N, K, K), in [0, 1]."""
+    return next(iter(score(matrices.sum(0), protocol)["means"].values()))["value"]
+
+
+def halves(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the evaluation images to choose on, and of those to report on, by hash."""
+    chosen = hash_chosen(sample_ids, len(sample_ids) // 2, ORACLE)
+    return chosen, np.setdiff1d(np.arange(len(sample_ids)), chosen)
+
+
+# The audit.
+
+
+def audit(
+    folder: Path,
+    data: Path | None = None,
+    storage: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Evaluate what isn't yet, write audit.parquet and audit.json; returns rows and summary.
+
+    data, storage: where they are now, if not where the search had them
+    """
+    experiment = Experiment(folder)
+    if experiment.reference is None or not experiment.done:
+        raise UserError(f"nothing to audit: {experiment.name} has no finished job yet")
+    oracle = Oracle(
+        experiment,
+        Path(data or experiment.request["data"]),
+        Path(storage or experiment.request["storage"]),
+    )
+    records = [experiment.reference, *experiment.done]
+    confusions: dict[str, np.ndarray] = {}
+    for number, record in enumerate(records, 1):
+        say(f"audit: {number} of {len(records)} checkpoints ({record['artefact']})")
+        if record["artefact"] not in confusions:
+            confusions[record["artefact"]] = oracle(record["artefact"])
+    protocol = oracle.config.evaluation.protocol
+    rows = [_row(experiment, r, confusions[r["artefact"]], protocol) for r in records]
+    uses_labels = experiment.request["objective"] == ORACLE
+    parts = halves(oracle.split.sample_ids)
+    kept = parts[1] if uses_labels else np.arange(len(oracle.split))
+    summary = {
+        "schema": SCHEMA,
+        "experiment": experiment.name,
+        "objective": experiment.request["objective"],
+        "split": oracle.split.name,
+        "images": len(oracle.split),
+        "protocol": protocol,
+        "classes": oracle.split.class_names,
+        "rungs": experiment.rung_names,
+        "resamples": RESAMPLES,
+        "validators": validators(rows, experiment.rung_names),
+        "gain": gain(experiment, {a: m[kept] for a, m in confusions.items()}, protocol),
+        "optimism": optimism(experiment, confusions, parts, protocol) if uses_labels else None,
+    }
+    _write_rows(experiment.folder / "audit.parquet", rows)
+    atomic.write_json(experiment.folder / "audit.json", summary)
+    return rows, summary
+
+
+def _row(
+    experiment: Experiment, record: dict[str, Any], matrices: np.ndarray, protocol: str
+) -> dict[str, Any]:
+    values = {name: record["validators"].get(name) for name in VALIDATORS[:-1]}
+    return {
+        "configuration": record["configuration"],
+        "rung": record["rung"],
+        "artefact": record["artefact"],
+        "oracle": miou(matrices, protocol),
+        "iou": score(matrices.sum(0), protocol)["iou"],
+        **values,
+        "label_free": experiment.score(record, "label_free"),
+        "score": experiment.score(record),
+    }
+
+
+def gain(
+    experiment: Experiment, confusions: dict[str, np.ndarray], protocol: str
+) -> dict[str, Any] | None:
+    """Oracle of the chosen configuration minus that of the published defaults, in mIoU.
+
+    At the last rung that both have reached; interval over images, drawn for both alike.
+    """
+    chosen, published = experiment.chosen, experiment.request["published"]
+    if chosen is None:
+        return None
+    reached: dict[int, dict[int, str]] = {chosen["configuration"]: {}, published: {}}
+    for record in experiment.done:
+        if record["configuration"] in reached:
+            reached[record["configuration"]][record["rung"]] = record["artefact"]
+    shared = set.intersection(*(set(rungs) for rungs in reached.values()))
+    if not shared:
+        return None
+    rung = max(shared)
+    mine = confusions[reached[chosen["configuration"]][rung]]
+    theirs = confusions[reached[published][rung]]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        images = rng.integers(len(mine), size=len(mine))
+        drawn.append(miou(mine[images], protocol) - miou(theirs[images], protocol))
+    tail = (1 - CONFIDENCE) / 2
+    return {
+        "configuration": chosen["configuration"],
+        "published": published,
+        "rung": experiment.rung_names[rung],
+        "chosen_miou": miou(mine, protocol),
+        "published_miou": miou(theirs, protocol),
+        "gain": miou(mine, protocol) - miou(theirs, protocol),
+        "interval": [float(q) for q in np.quantile(drawn, [tail, 1 - tail])],
+        "images": len(mine),
+    }
+
+
+def optimism(
+    experiment: Experiment,
+    confusions: dict[str, np.ndarray],
+    halves: tuple[np.ndarray, np.ndarray],
+    protocol: str,
+) -> dict[str, Any] | None:
+    """What choosing by target labels promises too much: choose on one half, report on the other.
+
+    optimism  the choice's mIoU on the half it was chosen on minus that on the other, less the mean
+              of that difference over all jobs, which is the halves' and not the choice's
+    """
+    if experiment.chosen is None:
+        return None
+    chosen = experiment.chosen["artefact"]
+    own, other = (
+        {
+            record["artefact"]: miou(confusions[record["artefact"]][half], protocol)
+            for record in experiment.done
+        }
+        for half in halves
+    )
+    difference = {artefact: own[artefact] - other[artefact] for artefact in own}
+    return {
+        "configuration": experiment.chosen["configuration"],
+        "chosen_on": own[chosen],
+        "reported": other[chosen],
+        "optimism": difference[chosen] - sum(difference.values()) / len(difference),
+        "images": [len(half) for half in halves],
+    }
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    buffer = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(list(rows)).replace_schema_metadata({"schema": str(SCHEMA)})
+    pq.write_table(table, buffer, compression="zstd")
+    atomic.write_bytes(path, buffer.getvalue().to_pybytes())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tune.audit", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--data", type=Path, help="converted data, if moved since the search")
+    parser.add_argument("--storage", type=Path, help="results, if moved since the search")
+    arguments = parser.parse_args(argv)
+    folder = arguments.experiment.resolve()
+    _, summary = audit(
+        folder, arguments.data, arguments.storage, lambda t: print(t, file=sys.stderr, flush=True)
+    )
+    write_outputs(folder)
+    print("\n".join(report_lines(summary)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guarded(main))

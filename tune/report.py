@@ -1,0 +1,456 @@
+"""What a search leaves for people: best.yaml, trials.parquet, trials.csv and report.html.
+
+Everything is made of the experiment's files, by the driver or after it; nothing here opens data or
+a network.  report.html is one file: plotly.js is in it once, and it asks nothing of the network.
+"""
+
+import csv
+import html
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import TrialState, create_trial
+from plotly.offline import get_plotlyjs
+
+from spcl import atomic
+from spcl.config import load
+from spcl.settings import flatten
+from tune.experiment import ORACLE, Experiment, nested
+from tune.space import RELATIVE
+from tune.trust import HEAD, gain_lines, table_cells
+
+SCHEMA = 1
+FEWEST_FOR_CONTOUR = 3  # trials; fewer span no plane
+FEWEST_FOR_IMPORTANCE = 5  # trials; PED-ANOVA compares the best tenth with the rest
+HEIGHT = 420  # pixels of a figure
+AUDIT = "audit.json"
+
+
+def write_outputs(folder: Path) -> None:
+    """Write all four files into the experiment's folder, each whole or not at all."""
+    experiment = Experiment(folder)
+    rows = trial_rows(experiment)
+    atomic.write_bytes(experiment.folder / "best.yaml", best_yaml(experiment).encode())
+    atomic.write_bytes(experiment.folder / "trials.csv", as_csv(rows).encode())
+    atomic.write_bytes(experiment.folder / "trials.parquet", as_parquet(rows))
+    atomic.write_bytes(experiment.folder / "report.html", report(experiment).encode())
+
+
+# best.yaml
+
+
+def best_yaml(experiment: Experiment) -> str:
+    """The chosen configuration as a file for --config; the published defaults where none is."""
+    request, chosen = experiment.request, experiment.chosen
+    number = None if chosen is None else chosen["configuration"]
+    config = experiment.config(number)
+    usual = flatten(load(config.benchmark, config.method).as_dict())
+    shown = {*request["space"], "source.holdout"}
+    values = {
+        key: value
+        for key, value in flatten(config.as_dict()).items()
+        if key in shown or usual.get(key) != value
+    }
+    written = {"benchmark": config.benchmark, "method": config.method} | nested(values)
+    path = experiment.folder / "best.yaml"
+    if chosen is None:
+        found = ["No configuration has a score; these are the published defaults."]
+    else:
+        rung = experiment.rung_names[chosen["rung"]]
+        found = [
+            f"Configuration {number}: score {experiment.score(chosen):.4f} after {rung}.",
+            "Selection rule: best score at the highest rung that any configuration has reached.",
+        ]
+    agreed = experiment.agreement
+    if agreed is not None:
+        found.append(f"Agreement with the ensemble (EnsV) picks configuration {agreed}.")
+    header = [
+        f"Found by the search {experiment.name} on {config.benchmark}, method {config.method}.",
+        f"Objective: {request['objective']}; labelled target images used: "
+        f"{request['label_budget']}.",
+        *found,
+        "source.holdout: these source images took part in the selection and must stay out of the",
+        "training that it selected; with them in it (holdout 0) the network is another one.",
+        "  " + shlex.join(_command(experiment, path)),
+    ]
+    comment = "".join(f"# {_one_line(line)}\n" for line in header)
+    return comment + yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+
+
+def _command(experiment: Experiment, path: Path) -> list[str]:
+    request = experiment.request
+    places = ["--data", request["data"], "--storage", request["storage"]]
+    return ["python", "ray_jobs/train.py", "--config", str(path), *places]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+# trials.csv and trials.parquet
+
+
+def trial_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """One flat row per job, all with the same columns in the same order."""
+    rows = []
+    for record in experiment.records:
+        rows.append(
+            {
+                "configuration": record["configuration"],
+                "rung": record["rung"],
+                "rung_name": experiment.rung_names[record["rung"]],
+                "status": record["status"],
+                "reason": record["reason"],
+                "score": experiment.score(record),
+                **_prefixed("parameter", record["parameters"]),
+                **_prefixed("setting", record["settings"]),
+                **_prefixed("validator", flatten(record["validators"] or {})),
+                "steps": record["steps"],
+                "shared_steps": sum((record.get("shared_steps") or {}).values()),
+                "device_seconds": record["device_seconds"],
+                "attempts": record["attempts"],
+                "artefact": record["artefact"],
+                "host": record["host"],
+                "finished": record["finished"],
+            }
+        )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return [{column: row.get(column) for column in columns} for row in rows]
+
+
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{key}": _scalar(value) for key, value in values.items()}
+
+
+def _scalar(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Comma-separated values; numbers in full precision, nothing for None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    columns = {name: _column([row[name] for row in rows]) for name in (rows[0] if rows else [])}
+    buffer = pa.BufferOutputStream()
+    table = pa.table(columns).replace_schema_metadata({"schema": str(SCHEMA)})
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue().to_pybytes()
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """One type per column: numbers as float64 where any is a float, text where kinds mix."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int, float}:
+        values = [None if value is None else float(value) for value in values]
+    elif len(kinds) > 1:
+        values = [None if value is None else str(value) for value in values]
+    return pa.array(values)
+
+
+# report.html
+
+
+def report(experiment: Experiment) -> str:
+    """The whole page.  A section without enough trials says what it waits for."""
+    path = experiment.folder / AUDIT
+    audited = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    sections: list[tuple[str, str]] = [
+        ("Summary", _summary(experiment, audited)),
+        ("History", _history(experiment)),
+        ("Importance", _importance(experiment)),
+        ("Parallel coordinates", _parallel(experiment)),
+        ("λ–τ contour", _contour(experiment)),
+        ("Score against cost", _costs(experiment)),
+        ("Rung ladder", _ladder(experiment)),
+        ("Validators", _validators(audited)),
+    ]
+    body = "\n".join(
+        f'<section id="{title.lower().replace(" ", "-")}"><h2>{title}</h2>\n{content}</section>'
+        for title, content in sections
+    )
+    return PAGE.format(
+        title=html.escape(f"search {experiment.name}"), plotly=get_plotlyjs(), body=body
+    )
+
+
+def _summary(experiment: Experiment, audited: dict[str, Any] | None) -> str:
+    request, chosen, records = experiment.request, experiment.chosen, experiment.records
+    failed = [record for record in records if record["status"] == "failed"]
+    seconds = sum(r["device_seconds"] or 0 for r in [*records, experiment.reference or {}] if r)
+    facts = [
+        ("benchmark", f"{request['benchmark']}, method {request['method']}"),
+        ("objective", request["objective"]),
+        ("labelled target images used", request["label_budget"]),
+        ("sampler", f"{request['sampler']}, seed {request['seed']}"),
+        ("configurations", len({record["configuration"] for record in records})),
+        ("jobs", f"{len(records)}, {len(failed)} failed"),
+        ("device time", f"{seconds / 3600:.2f} h"),
+    ]
+    if chosen is None:
+        facts.append(("best", "no configuration has a score yet"))
+    else:
+        settings = ", ".join(
+            f"{key} = {_shown(value)}"
+            for key, value in experiment.settings(chosen["configuration"]).items()
+        )
+        facts += [
+            ("best", f"configuration {chosen['configuration']}: {settings}"),
+            (
+                "its score",
+                f"{experiment.score(chosen):.4f} after {experiment.rung_names[chosen['rung']]}",
+            ),
+        ]
+    if experiment.agreement is not None:
+        facts.append(("ensemble's pick (EnsV)", f"configuration {experiment.agreement}"))
+    lines = gain_lines(audited) if audited else ["no audit yet"]
+    facts.append(("audit", "; ".join(lines)))
+    badge = ""
+    if request["label_budget"] or request["objective"] == ORACLE:
+        badge = f'<p class="badge">target labels were used: {_text(request["objective"])}</p>'
+    return badge + _table([], [[name, value] for name, value in facts])
+
+
+def _history(experiment: Experiment) -> str:
+    study = _study(experiment)
+    if not _scored(study):
+        return _empty("no configuration has a score yet")
+    figure = optuna.visualization.plot_optimization_history(study, target_name="last score")
+    return _figure(figure) + _note("Every configuration's score at the last rung it has reached.")
+
+
+def _importance(experiment: Experiment) -> str:
+    study = _study(experiment, rung=0)
+    count = len(_scored(study))
+    if count < FEWEST_FOR_IMPORTANCE:
+        return _empty(
+            f"PED-ANOVA needs at least {FEWEST_FOR_IMPORTANCE} scored configurations, here: {count}"
+        )
+    figure = optuna.visualization.plot_param_importances(
+        study, evaluator=PedAnovaImportanceEvaluator(), target_name="score"
+    )
+    return _figure(figure) + _note(_at_first_rung(experiment, count))
+
+
+def _parallel(experiment: Experiment) -> str:
+    study = _study(experiment, rung=0)
+    count = len(_scored(study))
+    if not count:
+        return _empty("no configuration has a score yet")
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name="score")
+    return _figure(figure) + _note(_at_first_rung(experiment, count))
+
+
+def _contour(experiment: Experiment) -> str:
+    pair = _ridge(experiment.request["space"])
+    if pair is None:
+        return _empty("the space holds no weight relative to a temperature")
+    study = _study(experiment, rung=0, of="settings", keys=pair)
+    count = len(_scored(study))
+    if count < FEWEST_FOR_CONTOUR:
+        return _empty(f"a contour needs {FEWEST_FOR_CONTOUR} scored configurations, here: {count}")
+    figure = optuna.visualization.plot_contour(study, params=list(pair), target_name="score")
+    return _figure(figure) + _note(_at_first_rung(experiment, count))
+
+
+def _costs(experiment: Experiment) -> str:
+    figure, spent = go.Figure(), {}
+    points: dict[int, list[tuple[float, float, str]]] = {}
+    for record in experiment.done:
+        number, value = record["configuration"], experiment.score(record)
+        spent[number] = spent.get(number, 0.0) + record["device_seconds"]
+        if value is not None:
+            name = experiment.rung_names[record["rung"]]
+            points.setdefault(number, []).append((spent[number], value, name))
+    if not points:
+        return _empty("no configuration has a score yet")
+    for number, line in points.items():
+        x, y, names = zip(*line, strict=True)
+        figure.add_scatter(
+            x=x, y=y, text=[_text(n) for n in names], name=f"{number}", mode="lines+markers"
+        )
+    figure.update_layout(xaxis_title="device-seconds of the configuration", yaxis_title="score")
+    return _figure(figure)
+
+
+def _ladder(experiment: Experiment) -> str:
+    lines: dict[int, list[tuple[int, float]]] = {}
+    for record in experiment.done:
+        value = experiment.score(record)
+        if value is not None:
+            lines.setdefault(record["configuration"], []).append((record["rung"], value))
+    if not lines:
+        return _empty("no configuration has a score yet")
+    figure = go.Figure()
+    for number, points in lines.items():
+        rungs, values = zip(*points, strict=True)
+        figure.add_scatter(x=rungs, y=values, name=f"{number}", mode="lines+markers")
+    names = experiment.rung_names
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [_text(n) for n in names]}
+    figure.update_layout(xaxis=ticks, yaxis_title="score")
+    reached = [
+        len({r["configuration"] for r in experiment.done if r["rung"] == rung})
+        for rung in range(len(names))
+    ]
+    table = _table(["rung", "configurations"], list(zip(names, reached, strict=True)))
+    return _figure(figure) + table
+
+
+def _validators(audited: dict[str, Any] | None) -> str:
+    if audited is None:
+        return _empty("no audit yet: python tune/search.py --audit EXPERIMENT")
+    table = _table(HEAD, [table_cells(entry) for entry in audited["validators"]])
+    note = (
+        f"Against mIoU on {audited['split']} ({audited['images']} images, {audited['protocol']}), "
+        "computed after the search; 95 % bootstrap intervals over configurations."
+    )
+    return table + _note(note)
+
+
+# An in-memory study of the records, for Optuna's plots.
+
+
+def _study(
+    experiment: Experiment,
+    *,
+    rung: int | None = None,
+    of: str = "parameters",
+    keys: Sequence[str] | None = None,
+) -> optuna.Study:
+    """Trial n is configuration n with its score at a rung (None: the last it has reached).
+
+    Without a score there it is a failed trial, which no plot draws.
+    of, keys: what the axes are: "parameters" as suggested or "settings", all or some
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    records = [r for r in experiment.done if rung in (None, r["rung"])]
+    latest = {record["configuration"]: record for record in records}
+    axes = _axes(experiment, records, of)
+    for number in range(max(latest, default=-1) + 1):
+        record = latest.get(number)
+        value = experiment.score(record) if record else None
+        if value is None:
+            study.add_trial(create_trial(state=TrialState.FAIL))
+            continue
+        values = {k: v for k, v in record[of].items() if keys is None or k in keys}
+        kinds = {key: axes[key] for key in values}
+        study.add_trial(create_trial(value=value, params=values, distributions=kinds))
+    return study
+
+
+def _axes(
+    experiment: Experiment, records: Sequence[dict[str, Any]], of: str
+) -> dict[str, optuna.distributions.BaseDistribution]:
+    """Name -> range: the space's for parameters, at least what the records hold."""
+    seen: dict[str, list[Any]] = {}
+    for record in records:
+        for key, value in record[of].items():
+            seen.setdefault(key, []).append(value)
+    return {key: _distribution(experiment, key, values, of) for key, values in seen.items()}
+
+
+def _distribution(
+    experiment: Experiment, key: str, values: list[Any], of: str
+) -> optuna.distributions.BaseDistribution:
+    entry = experiment.request["space"].get(key.removesuffix(RELATIVE)) or {}
+    if not all(isinstance(value, (int, float)) for value in values) or "choices" in entry:
+        choices = dict.fromkeys([*entry.get("choices", []), *values])
+        return optuna.distributions.CategoricalDistribution(list(choices))
+    bounds = [entry["low"], entry["high"]] if of == "parameters" and "low" in entry else []
+    low, high = min([*values, *bounds]), max([*values, *bounds])  # defaults may lie outside
+    log = bool(entry.get("log")) and low > 0
+    return optuna.distributions.FloatDistribution(low, high, log=log)
+
+
+def _scored(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def _ridge(space: dict[str, Any]) -> tuple[str, str] | None:
+    """The first pair of settings that are searched relative to each other."""
+    for key, entry in space.items():
+        if isinstance(entry, dict) and entry.get("relative_to"):
+            return key, entry["relative_to"]
+    return None
+
+
+# Pieces of HTML.
+
+
+def _figure(figure: go.Figure) -> str:
+    figure.update_layout(height=HEIGHT, title=None, template="plotly_white", margin={"t": 30})
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    top = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(_shown(cell))}</td>" for cell in row) + "</tr>\n"
+        for row in rows
+    )
+    return f"<table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{_text(text)}</p>'
+
+
+def _empty(reason: str) -> str:
+    return _note(f"Nothing to show: {reason}.")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _at_first_rung(experiment: Experiment, count: int) -> str:
+    return (
+        f"{count} configurations at equal cost: their scores after {experiment.rung_names[0]}, "
+        "the one rung that all of them reach."
+    )
+
+
+# The policy makes a browser refuse whatever would load from elsewhere; plotly compiles its shaders'
+# callers at run time, hence unsafe-eval.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
+script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }}
+table {{ border-collapse: collapse; }}
+td, th {{ text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid #ddd; }}
+.badge {{ background: #b00; color: white; padding: 6px 12px; font-weight: bold; }}
+.note {{ color: #555; }}
+</style>
+<script>{plotly}</script>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
