@@ -6,6 +6,7 @@ to do, so a killed run continues by running the same command.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +84,21 @@ class Recipe:
 
     def __call__(self) -> dict[str, Any]:
         """Make what is missing; returns the summary that DONE.json holds."""
-        config = self.config
-        set_up_torch(config.train)
+        self.make(self.stages)
+        return self._finish()
+
+    def make(self, stages: Sequence[Stage]) -> None:
+        """Make those of the recipe's stages that are missing, and nothing else."""
+        set_up_torch(self.config.train)
         if distributed.rank() == 0:
-            about = describe(config, self.stages, self.shards, self.run.name)
+            about = describe(self.config, self.stages, self.shards, self.run.name)
             self.run.write("manifest.json", about)
-        for stage in self.stages:
+        for stage in stages:
             if self.store.has(stage):
                 self.around.telemetry.message(f"{stage.title}: done before, reused")
                 continue
             self.around.telemetry.message(f"{stage.title}: started")
             getattr(self, f"_{stage.kind}")(stage)
-        return self._finish()
 
     # One method per kind of stage.
 
