@@ -36,7 +36,7 @@ from spcl.settings import digest
 from spcl.train import choose_device
 from tune.experiment import ORACLE, Experiment
 from tune.report import write_outputs
-from tune.trust import CONFIDENCE, RESAMPLES, VALIDATORS, report_lines, validators
+from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
 
 SCHEMA = 1
 
@@ -193,7 +193,6 @@ def gain(
     for _ in range(RESAMPLES):
         images = rng.integers(len(mine), size=len(mine))
         drawn.append(miou(mine[images], protocol) - miou(theirs[images], protocol))
-    tail = (1 - CONFIDENCE) / 2
     return {
         "configuration": chosen["configuration"],
         "published": published,
@@ -201,7 +200,7 @@ def gain(
         "chosen_miou": miou(mine, protocol),
         "published_miou": miou(theirs, protocol),
         "gain": miou(mine, protocol) - miou(theirs, protocol),
-        "interval": [float(q) for q in np.quantile(drawn, [tail, 1 - tail])],
+        "interval": [float(q) for q in np.quantile(drawn, TAILS)],
         "images": len(mine),
     }
 

@@ -7,82 +7,94 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from tune.experiment import REFERENCE
 
 VALIDATORS = ("infomax", "nuclear", "consistency", "density", "source_val", "label_free")
 ALL_RUNGS = "all"
 RESAMPLES = 1000  # of the bootstrap
-CONFIDENCE = 0.95
+TAILS = (0.025, 0.975)  # of 95 % intervals
 FEWEST = 3  # configurations; a correlation of two is +1 or -1 whatever they are
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where one of them is constant."""
-    one, other = rankdata(one), rankdata(other)
-    one, other = one - one.mean(), other - other.mean()
-    size = np.sqrt((one @ one) * (other @ other))
-    return float(one @ other / size) if size > 0 else None
+def midranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(B, N) ranks of values (N,) in samples that hold value n times[b, n] times; ties: the mean."""
+    below, equal = values[None] < values[:, None], values[None] == values[:, None]
+    return times @ below.T + (times @ equal.T + 1) / 2
 
 
-def pick(values: np.ndarray, oracle: np.ndarray) -> int | None:
-    """Index of the best value; None without any.  Of equal ones the worst by the oracle.
+def spearman(one: np.ndarray, other: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
+    """(B,) Spearman's rank correlations of pairs (N,); NaN where one side is constant.
 
-    values (N,), NaN where a candidate can't be picked; oracle (N,)
+    times  (B, N) how often each pair is in each of B samples; once, in one sample, by default
     """
-    if np.isnan(values).all():
-        return None
-    tied = np.flatnonzero(values == np.nanmax(values))
-    return int(tied[np.argmin(oracle[tied])])
+    times = np.ones((1, len(one))) if times is None else times
+    total = times.sum(1, keepdims=True).clip(1)  # a sample may hold none of the allowed
+    ranks = [midranks(side, times) for side in (one, other)]
+    x, y = (rank - (times * rank).sum(1, keepdims=True) / total for rank in ranks)
+    size = np.sqrt((times * x * x).sum(1) * (times * y * y).sum(1))
+    nothing = np.full(len(times), np.nan)
+    return np.divide((times * x * y).sum(1), size, out=nothing, where=size > 0)
 
 
-def measures(values: np.ndarray, oracle: np.ndarray) -> dict[str, float | None]:
-    """How well values (N,) stand for the oracle (N,); NaN: a constraint forbids the candidate.
+def measures(
+    values: np.ndarray, oracle: np.ndarray, times: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """How well values (N,) stand for the oracle (N,), in each of B samples; see `spearman`.
 
+    A value of NaN: a constraint forbids the candidate.  (B,) each, NaN where there is none:
     spearman  over the candidates that have a value
     regret    best oracle of all candidates, forbidden ones too, minus that of the pick
-    rank      of the pick among all candidates by oracle, 1 is best; worst case under ties
+    rank      of the pick among all candidates by oracle, 1 is best
+    The pick has the best value; of equal ones it is the worst by the oracle.
     """
-    picked, known = pick(values, oracle), ~np.isnan(values)
-    if picked is None:
-        return {"spearman": None, "regret": None, "rank": None}
+    times = np.ones((1, len(values))) if times is None else times
+    known = ~np.isnan(values)
+    there = times > 0
+    allowed = np.where(there & known, np.where(known, values, 0), -np.inf)
+    tied = (allowed == allowed.max(1, keepdims=True)) & np.isfinite(allowed)
+    picked = np.where(tied, oracle, np.inf).min(1)
+    picked = np.where(np.isfinite(picked), picked, np.nan)
+    better = (times * (oracle > picked[:, None])).sum(1)
     return {
-        "spearman": spearman(values[known], oracle[known]),
-        "regret": float(oracle.max() - oracle[picked]),
-        "rank": 1 + int((oracle > oracle[picked]).sum()),
+        "spearman": spearman(values[known], oracle[known], times[:, known]),
+        "regret": np.where(there, oracle, -np.inf).max(1) - picked,
+        "rank": np.where(np.isnan(picked), np.nan, 1 + better),
     }
 
 
-def trust(values: np.ndarray, oracle: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+def trust(
+    values: np.ndarray, oracle: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """`measures` with their 95 % percentile intervals, configurations (groups) resampled whole.
 
     With fewer than three configurations there is no correlation and no interval; `note` says so.
     """
-    found: dict[str, Any] = measures(values, oracle)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    forbidden = int(np.isnan(values).sum())
-    found |= {"configurations": len(members), "candidates": len(values), "forbidden": forbidden}
+    found = {name: _number(value[0]) for name, value in measures(values, oracle).items()}
+    names, members = np.unique(groups, return_inverse=True)
+    counts = {
+        "configurations": len(names),
+        "candidates": len(values),
+        "forbidden": int(np.isnan(values).sum()),
+    }
     allowed = len(np.unique(groups[~np.isnan(values)]))
     if allowed < FEWEST:
-        text = f"a correlation needs {FEWEST} configurations with a value, here: {allowed}"
-        return found | {"spearman": None, "intervals": {}, "note": text}
-    rng = np.random.default_rng(0)
-    samples: dict[str, list[float]] = {"spearman": [], "regret": [], "rank": []}
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(len(members), size=len(members))
-        rows = np.concatenate([members[index] for index in drawn])
-        for name, value in measures(values[rows], oracle[rows]).items():
-            if value is not None:  # a resample of one configuration only has no correlation
-                samples[name].append(value)
-    tail = (1 - CONFIDENCE) / 2
+        note = f"a correlation needs {FEWEST} configurations with a value, here: {allowed}"
+        return found | counts | {"spearman": None, "intervals": {}, "note": note}
+    drawn = np.random.default_rng(0).integers(len(names), size=(resamples, len(names)))
+    times = (drawn[:, :, None] == np.arange(len(names))).sum(1)[:, members]
+    sampled = measures(values, oracle, times.astype(np.float64))
     intervals = {
-        name: [float(q) for q in np.quantile(drawn, [tail, 1 - tail])]
-        for name, drawn in samples.items()
-        if drawn and found[name] is not None
+        name: [float(bound) for bound in np.nanquantile(sampled[name], TAILS)]
+        for name, value in found.items()
+        if value is not None
     }
-    note = None if found["spearman"] is not None else "no correlation: all values are equal"
-    return found | {"intervals": intervals, "note": note}
+    note = "no correlation: all values are equal" if found["spearman"] is None else None
+    return found | counts | {"intervals": intervals, "note": note}
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def validators(rows: Sequence[dict[str, Any]], rung_names: Sequence[str]) -> list[dict[str, Any]]:
