@@ -18,7 +18,7 @@ FEWEST = 3  # configurations; a correlation of two is +1 or -1 whatever they are
 
 
 def midranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(B, N) ranks of values (N,) in samples that hold value n times[b, n] times; ties: the mean."""
+    """(B, N) ranks of values (N,), ties at their mean; sample b holds value n times[b, n] times."""
     below, equal = values[None] < values[:, None], values[None] == values[:, None]
     return times @ below.T + (times @ equal.T + 1) / 2
 
