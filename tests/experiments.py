@@ -34,6 +34,8 @@ REFERENCE = {
     "temperature": 1.0,
     "classes_predicted": 1.0,
     "finite": True,
+    "few_label": {"value": 0.1, "low": 0.0, "high": 0.2, "images": 4},
+    "target_oracle": 0.1,
     "sd": {"infomax": 1.0, "nuclear": 1.0, "consistency": 1.0, "density": 1.0},
 }
 

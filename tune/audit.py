@@ -244,8 +244,11 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tune.audit", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = cli.Parser(
+        prog="python -m tune.audit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--data", type=Path, help="converted data, if moved since the search")
     parser.add_argument("--storage", type=Path, help="results, if moved since the search")

@@ -54,9 +54,10 @@ class Experiment:
 
     @cached_property
     def reference(self) -> dict[str, Any] | None:
-        """The warm-up network's record; None as long as there is none."""
+        """The warm-up network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
-        return _read(path) if path.is_file() else None
+        record = _read(path) if path.is_file() else None
+        return record if record and record["status"] == "done" else None
 
     @property
     def done(self) -> list[dict[str, Any]]:

@@ -153,7 +153,9 @@ def test_few_configurations_leave_sections_that_say_why_they_are_empty(tmp_path,
 
 
 def test_use_of_target_labels_is_written_on_the_page(tmp_path):
-    records = [record(n, 0, validators(0.1, few_label=0.3)) for n in range(2)]
+    records = [
+        record(n, 0, validators(0.1, few_label={"value": 0.3, "images": 4})) for n in range(2)
+    ]
     folder = make(tmp_path, records, objective="few_label:4", label_budget=4)
     write_outputs(folder)
     page = " ".join(Page((folder / "report.html").read_text()).text)
