@@ -49,14 +49,14 @@ class Experiment:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Every finished or failed job, by configuration and rung."""
-        found = [_read(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
+        found = [read(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
         return sorted(found, key=lambda r: (r["configuration"], r["rung"]))
 
     @cached_property
     def reference(self) -> dict[str, Any] | None:
         """The warm-up network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
-        record = _read(path) if path.is_file() else None
+        record = read(path) if path.is_file() else None
         return record if record and record["status"] == "done" else None
 
     @property
@@ -106,7 +106,8 @@ class Experiment:
         return {k: v for k, v in record["settings"].items() if k in self.request["space"]}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A job's record."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

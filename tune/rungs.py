@@ -17,7 +17,9 @@ from fractions import Fraction
 from spcl.config import NO_DATASET, Config
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
+from tune.experiment import REFERENCE
 
+SHORTEST = 1e-9  # seconds
 FRACTIONS = (Fraction(1, 4), Fraction(1, 2), Fraction(1))  # of the first stage that is touched
 
 
@@ -86,12 +88,11 @@ def at_rung(config: Config, rung: Rung) -> Config:
     return dataclasses.replace(config, stages=rung.stages, evaluation=closed, **sections)
 
 
-def steps_of(rungs: Sequence[Rung], rung: int, shared: Collection[str]) -> int:
-    """Steps of a job: from the rung below (the shared network for the lowest) to this one."""
+def added_steps(rungs: Sequence[Rung], rung: int, shared: Collection[str]) -> dict[str, int]:
+    """Steps of a job by stage: from the rung below (the shared network) to this one."""
     below = rungs[rung - 1].steps if rung else {}
-    return sum(
-        steps - below.get(name, 0) for name, steps in rungs[rung].steps.items() if name not in shared
-    )
+    here = rungs[rung].steps
+    return {name: here[name] - below.get(name, 0) for name in here if name not in shared}
 
 
 @dataclass(frozen=True)
@@ -123,15 +124,17 @@ def cost_aware(
 ) -> Job | None:
     """Of those that may be promoted, the one that gained most per device-second of its last job.
 
-    The gain at the lowest rung is the score itself: what the shared network scores is 0.
+    At the lowest rung the gain is over the shared network, if its result (number and rung are both
+    REFERENCE) is among them, else over 0.
     """
     known = {(r.configuration, r.rung): r for r in results}
+    shared = known.get((REFERENCE, REFERENCE))
 
     def gain_per_second(job: Job) -> float:
         number, rung = job
-        last, before = known[number, rung - 1], known.get((number, rung - 2))
-        gain = last.score - (before.score or 0.0 if before else 0.0)
-        return gain / max(last.seconds, 1e-9)
+        last, before = known[number, rung - 1], known.get((number, rung - 2), shared)
+        start = before.score if before and before.score is not None else 0.0
+        return (last.score - start) / max(last.seconds, SHORTEST)
 
     # max keeps the first of equal ones, which is that of the highest rung.
     return max(_promotable(results, rungs, eta, running), key=gain_per_second, default=None)
@@ -151,7 +154,7 @@ def _promotable(
 
 
 def last_resort(results: Sequence[Result], rungs: int) -> Job | None:
-    """When nothing else is left to do: the best waiting one climbs until one has reached the top."""
+    """When nothing else is left to do: the best that waits, until one has reached the top."""
     if any(result.rung == rungs - 1 and result.score is not None for result in results):
         return None
     for rung in reversed(range(rungs - 1)):

@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from spcl.config import CONFIGS, Config, from_dict, operational_keys
 from spcl.errors import ConfigError
 from spcl.settings import choose, flatten, merge, read_yaml, unknown_key
+from tune.experiment import nested
 
 RELATIVE = "/relative"
 SECTIONS = ("source", "target", "model", "pseudo_label", "train")  # and those of the stages
@@ -137,16 +138,6 @@ def _line(parameter: Parameter) -> dict[str, Any]:
     if parameter.relative_to:
         line["relative_to"] = parameter.relative_to
     return line | ({"when": dict(parameter.when)} if parameter.when else {})
-
-
-def nested(settings: Settings) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}"""
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        values = merge(values, value)
-    return values
 
 
 def load_space(name: str, config: Config) -> Space:

@@ -64,9 +64,8 @@ def view(seed: int, number: int, space: Space, seen: Iterable[Seen]) -> optuna.S
     TPE ranks pruned trials by rung, then value, so that scores of unequal rungs are not mixed; one
     without a value counts as bad.  Values outside the ranges are not shown: it can't place them.
     """
-    sampler = optuna.samplers.TPESampler(
-        seed=int(digest([seed, number])[:8], 16), multivariate=True, warn_independent_sampling=False
-    )
+    entropy = int(digest([seed, number])[:8], 16)
+    sampler = optuna.samplers.TPESampler(seed=entropy, multivariate=True)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for one in seen:
         inside = space.inside(one.parameters)

@@ -1,0 +1,83 @@
+"""The ensemble's pick: which of the best configurations agrees most with all of them together."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from spcl import atomic
+from spcl.data.shards import ShardSet
+from spcl.recipe import load_segmentor, set_up_torch
+from spcl.train import choose_device
+from spcl.validation import ensemble_predictions
+from spcl.validators.ensemble import ensemble_agreement
+from tune.experiment import Experiment
+
+SCHEMA = 1
+TOP = 5  # configurations in the ensemble
+AGREEMENT = "agreement.json"
+
+
+def candidates(experiment: Experiment) -> list[dict[str, Any]]:
+    """The last records of the best configurations: higher rungs first, then by score."""
+    last = {r["configuration"]: r for r in experiment.done if experiment.score(r) is not None}
+    ranked = sorted(last.values(), key=lambda r: (-r["rung"], -experiment.score(r)))
+    return ranked[:TOP]
+
+
+def write_agreement(
+    experiment: Experiment, data: Path, storage: Path, run: Callable[[Callable, list], Iterable]
+) -> None:
+    """agreement.json: the candidates, how far each agrees, and the pick.
+
+    run  maps a function over tasks, where the devices are
+    """
+    chosen = candidates(experiment)
+    if not chosen:
+        return
+    artefacts = [record["artefact"] for record in chosen]
+    task = {
+        "config": experiment.config().as_dict(),
+        "data": str(data),
+        "artefacts": [str(storage / "artefacts" / name) for name in artefacts],
+        "temperatures": [record["validators"]["temperature"] for record in chosen],
+    }
+    (agreement,) = run(measure, [task])
+    numbers = [record["configuration"] for record in chosen]
+    best = max(range(len(numbers)), key=agreement.__getitem__)
+    atomic.write_json(
+        experiment.folder / AGREEMENT,
+        {
+            "schema": SCHEMA,
+            "configuration": numbers[best],
+            "configurations": numbers,
+            "rungs": [record["rung"] for record in chosen],
+            "agreement": agreement,
+            "artefacts": artefacts,
+        },
+    )
+
+
+def is_current(experiment: Experiment) -> bool:
+    """Does agreement.json speak of the present candidates?"""
+    path = experiment.folder / AGREEMENT
+    if not path.is_file():
+        return not candidates(experiment)
+    known = json.loads(path.read_text(encoding="utf-8"))["artefacts"]
+    return known == [record["artefact"] for record in candidates(experiment)]
+
+
+def measure(task: dict[str, Any]) -> list[float]:
+    """Each network's agreement with the ensemble, on target training images."""
+    from spcl.config import from_dict
+
+    config = from_dict(task["config"])
+    set_up_torch(config.train)
+    device = choose_device(config.train, 0)
+    source = ShardSet(Path(task["data"]) / config.source.dataset / config.source.split)
+    target = ShardSet(Path(task["data"]) / config.target.dataset / config.target.split)
+    classes = len(source.class_names)
+    networks = [load_segmentor(config, classes, Path(folder)) for folder in task["artefacts"]]
+    return ensemble_agreement(
+        ensemble_predictions(networks, task["temperatures"], target, config, device)
+    )

@@ -1,0 +1,208 @@
+"""What was asked of a search: search.yaml, and the jobs that follow from it."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spcl import atomic
+from spcl.config import Config, differences, from_dict
+from spcl.data.catalog import roles
+from spcl.data.shards import ShardSet
+from spcl.errors import ConfigError, UserError
+from spcl.settings import flatten
+from tune.experiment import REFERENCE
+from tune.jobs import LABELLED_SPLIT, Job
+from tune.rungs import Rung, added_steps, at_rung, shared_stages
+from tune.space import Parameters, Space
+
+SCHEMA = 1
+SEARCHES = "searches"  # folder of experiments in the storage
+HOLDOUT = 256  # source images kept from training to validate on
+HOLDOUT_SHARE = 10  # at most a tenth of them
+FEW_LABEL, ORACLE = "few_label", "target_oracle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search.  config: the published defaults, its evaluation section as it is."""
+
+    name: str
+    config: Config
+    space: Space
+    rungs: tuple[Rung, ...]
+    objective: str
+    trials: int
+    eta: int
+    seed: int  # of the sampler; that of training is in config
+    sampler: str
+    promotion: str
+    data: Path
+    storage: Path
+    devices: int = 1  # per configuration
+    max_failures: int = 1  # how often a killed job is tried again
+    settings: tuple[str, ...] = ()  # key=value of the command line
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / SEARCHES / self.name
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        return shared_stages(self.config, self.space.keys)
+
+    @property
+    def few_label(self) -> int:
+        return few_label_count(self.objective)
+
+    @property
+    def label_budget(self) -> int:
+        """Labelled target images that the objective reads."""
+        if self.objective == ORACLE:
+            section = self.config.evaluation
+            return len(ShardSet(self.data / section.dataset / section.split)) // 2
+        return self.few_label
+
+    def config_of(self, number: int, parameters: Parameters) -> tuple[Config, dict[str, Any]]:
+        """A configuration's full config and its searched settings."""
+        if number == 0:  # as published to the last bit: no quotient times its divisor
+            values = flatten(self.config.as_dict())
+            return self.config, {key: values[key] for key in self.space.keys}
+        settings = self.space.settings(parameters, self.config)
+        return self.space.apply(settings, self.config), settings
+
+    def job(self, number: int, rung: int, parameters: Parameters, worker: dict[str, float]) -> Job:
+        config, settings = self.config_of(number, parameters)
+        steps = sum(added_steps(self.rungs, rung, self.shared).values())
+        return self._job(number, rung, config, parameters, settings, steps, worker)
+
+    def reference_job(self, worker: dict[str, float]) -> Job:
+        """Makes what all configurations share, and validates its network."""
+        config, settings = self.config_of(0, {})
+        return self._job(REFERENCE, REFERENCE, config, {}, settings, 0, worker)
+
+    def _job(
+        self,
+        number: int,
+        rung: int,
+        config: Config,
+        parameters: Parameters,
+        settings: dict[str, Any],
+        steps: int,
+        worker: dict[str, float],
+    ) -> Job:
+        here = at_rung(config, self.rungs[max(rung, 0)])
+        here = dataclasses.replace(
+            here, train=dataclasses.replace(here.train, workers=self.devices)
+        )
+        oracle = self.config.as_dict()["evaluation"] if self.objective == ORACLE else None
+        return Job(
+            experiment=str(self.folder),
+            data=str(self.data),
+            storage=str(self.storage),
+            configuration=number,
+            rung=rung,
+            config=here.as_dict(),
+            parameters=parameters,
+            settings=settings,
+            shared=list(self.shared),
+            steps=steps,
+            worker=worker,
+            label_budget=self.label_budget,
+            few_label=self.few_label,
+            oracle=oracle,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """What search.yaml holds."""
+        return {
+            "schema": SCHEMA,
+            "benchmark": self.config.benchmark,
+            "method": self.config.method,
+            "objective": self.objective,
+            "label_budget": self.label_budget,
+            "trials": self.trials,
+            "eta": self.eta,
+            "seed": self.seed,
+            "sampler": self.sampler,
+            "promotion": self.promotion,
+            "holdout": self.config.source.holdout,
+            "published": 0,  # number of the configuration of the published defaults
+            "settings": list(self.settings),
+            "data": str(self.data),
+            "storage": str(self.storage),
+            "space": self.space.as_dict(),
+            "rungs": [
+                {"name": r.name, "stages": list(r.stages), "steps": r.steps} for r in self.rungs
+            ],
+            "config": self.config.as_dict(),
+        }
+
+    def open(self) -> None:
+        """Write search.yaml, or find it as it should be.  ConfigError: it asks for another search.
+
+        Where data and results lie may change.
+        """
+        path = self.folder / "search.yaml"
+        if path.is_file():
+            changed = _changes(yaml.safe_load(path.read_text(encoding="utf-8")), self.as_dict())
+            if changed:
+                raise ConfigError(
+                    f"search {self.name!r} exists and asked for something else "
+                    f"({'; '.join(changed[:5])}); choose another --name"
+                )
+        text = yaml.safe_dump(self.as_dict(), sort_keys=False)
+        atomic.write_bytes(path, text.encode())
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines "key: a -> b" of what makes it another search."""
+    free = ("data", "storage", "settings", "config")
+    left = flatten({key: value for key, value in old.items() if key not in free})
+    right = flatten({key: value for key, value in new.items() if key not in free})
+    lines = [
+        f"{key}: {left.get(key)} -> {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+    return lines + differences(from_dict(old["config"]), from_dict(new["config"]))
+
+
+def few_label_count(objective: str) -> int:
+    """ "few_label:20" -> 20; 0 for objectives without.  ConfigError unless it is positive."""
+    if objective.split(":")[0] != FEW_LABEL:
+        return 0
+    found = re.fullmatch(r"few_label:([1-9]\d*)", objective)
+    if not found:
+        raise ConfigError(
+            f"few_label must say how many labelled images: few_label:20, not {objective!r}"
+        )
+    return int(found[1])
+
+
+def with_holdout(config: Config, data: Path) -> Config:
+    """The config with source images held out: as it says, else 256, at most a tenth of all."""
+    dataset, split = roles(config)["source"]
+    count = len(ShardSet(data / dataset / split))
+    held = config.source.holdout or min(HOLDOUT, count // HOLDOUT_SHARE)
+    if held < 1:
+        raise UserError(
+            f"a search validates on held-out source images, but {dataset}/{split} has only {count}"
+        )
+    return dataclasses.replace(config, source=dataclasses.replace(config.source, holdout=held))
+
+
+def check_objective(objective: str, config: Config, data: Path) -> None:
+    """UserError where the labels that an objective needs are not there."""
+    if few_label_count(objective):
+        folder = data / config.target.dataset / LABELLED_SPLIT
+        if not (folder / "manifest.json").is_file() or not ShardSet(folder).labelled:
+            raise UserError(
+                f"{objective} reads labelled target images in {folder}, but there are none; "
+                f"convert them with: ray_jobs/ingest.py --split {LABELLED_SPLIT}"
+            )
+    if objective == ORACLE and not config.evaluation.wanted:
+        raise UserError(f"{objective} reads the evaluation split, but evaluation.dataset=none")

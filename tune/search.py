@@ -1,0 +1,263 @@
+"""Find good hyper-parameters for a pair of domains, without target labels unless asked to."""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ray_jobs import cluster, train
+from spcl import cli
+from spcl.config import load
+from spcl.data.catalog import STREETS, data_root, open_data, prepare_streets
+from spcl.errors import UserError
+from spcl.launch import check_batches, check_name
+from spcl.lease import Lease
+from spcl.settings import choose
+from spcl.validation import OBJECTIVES
+from tune.driver import Driver, forget_failed_reference
+from tune.experiment import Experiment
+from tune.request import ORACLE, SEARCHES, Search, check_objective, few_label_count, with_holdout
+from tune.rungs import PROMOTIONS, at_rung, ladder
+from tune.space import load_space
+from tune.study import SAMPLERS, mend
+
+EXAMPLE = """examples:
+  python tune/search.py                                        16 configurations of SPCL on streets
+  python tune/search.py --benchmark synscapes --trials 32 --dry-run
+  python tune/search.py --benchmark gta5 --objective few_label:20 --devices-per-trial 2
+  python tune/search.py --audit NAME                           how far its scores can be trusted
+The same command continues a search that was stopped.  Watch it with:
+  optuna-dashboard runs/searches/NAME/journal.log
+"""
+AUTO = "auto"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python tune/search.py",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--benchmark", help="a file of configs/benchmarks (default: streets)")
+    add("--method", help="a file of configs/methods (default: spcl)")
+    add("--space", help="a file, or a name in configs/search (default: the method's)")
+    add("--objective", default="label_free", help=f"{', '.join(OBJECTIVES)}; few_label:M")
+    add("--trials", type=int, default=16, help="configurations (default: 16)")
+    add("--eta", type=int, default=3, help="one of ETA climbs to the next rung (default: 3)")
+    add("--seed", type=int, default=0, help="of the sampler; training has its own, seed=N")
+    add("--sampler", choices=SAMPLERS, default="tpe")
+    add("--promotion", choices=tuple(PROMOTIONS), default="asha")
+    add("--name", help="of the search (default: made of what is asked)")
+    add("--devices-per-trial", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
+    add("--concurrent", default=AUTO, metavar="N", help="configurations at a time (default: all)")
+    add("--max-failures", type=int, default=1, metavar="N", help="retries of a killed job")
+    add("--final-seeds", type=int, default=0, metavar="N", help="train the picks with N seeds")
+    add("--audit", metavar="EXPERIMENT", help="judge a finished search by the target's labels")
+    add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
+    add("settings", nargs="*", metavar="key=value", help="settings, e.g. train.threads=1")
+    arguments = parser.parse_intermixed_args(argv)
+    for name, least in (
+        ("trials", 1), ("eta", 2), ("seed", 0), ("devices_per_trial", 1),
+        ("max_failures", 0), ("final_seeds", 0),
+    ):  # fmt: skip
+        if getattr(arguments, name) < least:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} must be at least {least}, got {getattr(arguments, name)}")
+    if arguments.concurrent != AUTO and not (
+        arguments.concurrent.isdigit() and int(arguments.concurrent)
+    ):
+        raise UserError(f"--concurrent must be auto or a number, got {arguments.concurrent!r}")
+    return arguments
+
+
+def resolve(arguments: argparse.Namespace) -> Search:
+    """The search that is asked for, checked as far as possible without starting anything."""
+    config = load(arguments.benchmark, arguments.method, None, arguments.settings)
+    data, storage = data_root(arguments.data), cli.storage_root(arguments.storage)
+    few_label_count(arguments.objective)
+    choose(arguments.objective.partition(":")[0], OBJECTIVES, "objective")
+    space = load_space(arguments.space or config.method, config)
+    rungs = ladder(config, space.keys)
+    check_batches(config, arguments.devices_per_trial)
+    prepare_streets(config, data, _say)
+    config = with_holdout(config, data)
+    open_data(at_rung(config, rungs[-1]), data)
+    check_objective(arguments.objective, config, data)
+    objective = arguments.objective.replace(":", "-")
+    name = arguments.name or f"{config.benchmark}-{config.method}-{objective}-s{arguments.seed}"
+    check_name(name)
+    return Search(
+        name=name,
+        config=config,
+        space=space,
+        rungs=rungs,
+        objective=arguments.objective,
+        trials=arguments.trials,
+        eta=arguments.eta,
+        seed=arguments.seed,
+        sampler=arguments.sampler,
+        promotion=arguments.promotion,
+        data=data,
+        storage=storage,
+        devices=arguments.devices_per_trial,
+        max_failures=arguments.max_failures,
+        settings=tuple(arguments.settings),
+    )
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = parse(argv)
+    if arguments.audit:
+        return _audit(find_experiment(arguments.audit, arguments.storage))
+    if cluster.inside_job():
+        _check_job_paths(arguments)
+    search = resolve(arguments)
+    if arguments.dry_run:
+        from tune.estimate import describe
+
+        print(describe(search))
+        return 0
+    with Lease(search.folder):
+        search.open()
+        _climb(search, arguments)
+    experiment = Experiment(search.folder)
+    _show(experiment)
+    if arguments.final_seeds:
+        _train_picks(experiment, arguments)
+    if search.config.source.dataset.startswith(STREETS) and search.config.evaluation.wanted:
+        return _audit(search.folder)
+    return 0
+
+
+def _climb(search: Search, arguments: argparse.Namespace) -> None:
+    """Everything that a search does on the cluster, and its outputs."""
+    from tune.agreement import is_current, write_agreement
+    from tune.report import write_outputs
+
+    for text in mend(search.folder):
+        _say(text)
+    forget_failed_reference(search.folder)
+    driver = Driver(search, _say)
+    if driver.is_over and is_current(Experiment(search.folder)):
+        _say(f"{search.name} is finished already")
+    else:
+        from tune import trials
+
+        trials.connect(arguments.address)
+        driver.worker = trials.worker_resources(search.config.train)
+        concurrent = None if arguments.concurrent == AUTO else int(arguments.concurrent)
+        driver.slots = trials.slots(driver.worker, search.devices, concurrent)
+        _say(
+            f"{search.name}: {search.trials} configurations, {driver.slots} at a time; "
+            f"{len(driver.records)} jobs were done before"
+        )
+        if not driver.is_over:
+            trials.climb(driver, search.devices, search.max_failures)
+        experiment = Experiment(search.folder)
+
+        def on_device(function, tasks):
+            return cluster.ray_map(function, tasks, 1, driver.worker)
+
+        if not is_current(experiment):
+            write_agreement(experiment, search.data, search.storage, on_device)
+        trials.leave()
+    driver.close()
+    write_outputs(search.folder)
+
+
+def _check_job_paths(arguments: argparse.Namespace) -> None:
+    """A job runs in a throw-away copy of the working folder: what it writes there is lost."""
+    places = {
+        "--data": arguments.data or os.environ.get("SPCL_DATA"),
+        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
+    }
+    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
+    if wrong:
+        raise UserError(
+            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node: "
+            f"python tune/search.py --data /shared/data --storage /shared/runs"
+        )
+
+
+def find_experiment(name: str, storage: str | None) -> Path:
+    """The folder of an experiment, given as such or by name."""
+    folder = Path(name)
+    if (folder / "search.yaml").is_file():
+        return folder.resolve()
+    root = cli.storage_root(storage) / SEARCHES
+    found = sorted(path.parent.name for path in root.glob("*/search.yaml"))
+    if not found:
+        raise UserError(f"there are no searches in {root}; give --storage, or search first")
+    return root / choose(name, found, "search")
+
+
+def _show(experiment: Experiment) -> None:
+    """The end of a search: the picks and where everything is."""
+    chosen = experiment.chosen
+    if experiment.request["objective"] == ORACLE:
+        print("TARGET ORACLE: labels of the evaluation split chose this; it is no fair result")
+    elif experiment.request["label_budget"]:
+        print(f"{experiment.request['label_budget']} labelled target images chose this")
+    if chosen is None:
+        print("no configuration has a score: all failed or violate a constraint")
+    else:
+        print(
+            f"best: configuration {chosen['configuration']}, score {experiment.score(chosen):.4f} "
+            f"after {experiment.rung_names[chosen['rung']]}"
+        )
+        for key, value in experiment.settings(chosen["configuration"]).items():
+            print(f"  {key} = {value:.6g}" if isinstance(value, float) else f"  {key} = {value}")
+        print(f"the ensemble (EnsV) picks configuration {experiment.agreement}")
+    print(f"outputs: {experiment.folder}  (best.yaml, report.html, trials.csv, trials.parquet)")
+
+
+def _train_picks(experiment: Experiment, arguments: argparse.Namespace) -> None:
+    """The whole recipe with both picks, over seeds, from scratch."""
+    if experiment.chosen is None:
+        raise UserError("there is nothing to train: no configuration has a score")
+    seeds = f"0..{arguments.final_seeds - 1}"
+    for number in sorted({experiment.chosen["configuration"], experiment.agreement}):
+        settings = dict(s.split("=", 1) for s in arguments.settings)
+        settings |= {k: str(v) for k, v in experiment.settings(number).items()}
+        settings["source.holdout"] = str(experiment.request["holdout"])  # they chose the settings
+        line = ["--benchmark", experiment.request["benchmark"]]
+        line += ["--method", experiment.request["method"], "--seeds", seeds]
+        line += ["--name", f"{experiment.name}-c{number}", "--workers"]
+        line += [str(arguments.devices_per_trial), "--data", experiment.request["data"]]
+        line += ["--storage", experiment.request["storage"]]
+        line += ["--address", arguments.address] if arguments.address else []
+        line += [f"{key}={value}" for key, value in settings.items()]
+        _say(f"python ray_jobs/train.py {shlex.join(line)}")
+        train.main(line)
+
+
+def _audit(folder: Path) -> int:
+    """In a process of its own: it is the only one to open the target's labels."""
+    return subprocess.run([sys.executable, "-m", "tune.audit", str(folder)]).returncode
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.guarded(run, argv)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job says how to go on
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Where a search meets Ray Tune: jobs become trials, Tune runs them first in, first out.
+
+Promotion is an ordinary trial, and everything that must survive is in records and journal; what
+Tune writes is disposable, under a fresh name per launch.
+"""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from dataclasses import asdict
+
+from ray_jobs import cluster
+from spcl.config import Train
+from spcl.errors import UserError
+from tune.driver import Driver
+from tune.jobs import Job, trial
+
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files per trial that nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would save a state that we don't restore
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # records say why
+    "RAY_AIR_NEW_OUTPUT": "0",  # whose first lines nothing turns off
+}
+HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # a trial that only waits for its workers
+
+
+def connect(address: str | None) -> None:
+    """Join or start Ray, with Tune as a search needs it.  UserError if nothing answers."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cluster.connect(address)
+
+
+def worker_resources(train: Train) -> dict[str, float]:
+    """What one device of a configuration reserves: a GPU, or as many CPUs as it has threads."""
+    each = cluster.worker_resources(train.device)
+    return each if "GPU" in each else {"CPU": float(train.threads)}
+
+
+def slots(worker: dict[str, float], devices: int, concurrent: int | None) -> int:
+    """How many configurations run at a time.  UserError: what was asked for does not fit."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(
+        min(int(node.get(name, 0) // amount) for name, amount in worker.items()) for node in nodes
+    )
+    fit = places // devices
+    if fit < (concurrent or 1):
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
+        have = "; ".join(
+            ", ".join(f"{node.get(name, 0):g} {name}" for name in worker) for node in nodes
+        )
+        raise UserError(
+            f"{concurrent or 1} configuration(s) of {devices} device(s) with {asked} each do not "
+            f"fit the cluster, whose nodes have: {have}; it holds {fit} of them at a time. Lower "
+            "--concurrent, --devices-per-trial or train.threads, or add nodes"
+        )
+    return concurrent or fit
+
+
+def climb(driver: Driver, devices: int, max_failures: int) -> None:
+    """Run jobs until the search is over.  UserError where it can't go on."""
+    from ray import tune
+    from ray.tune.search import Searcher
+
+    class Jobs(Searcher):
+        """The driver, as Tune asks it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.trials: dict[str, Job] = {}
+            self.error: UserError | None = None
+
+        def suggest(self, trial_id: str) -> dict | str | None:
+            try:
+                if self.error or driver.is_over:
+                    return Searcher.FINISHED
+                job = driver.next()
+            except UserError as error:  # Tune would go on asking
+                self.error = error
+                return Searcher.FINISHED
+            if job is None:
+                return None
+            self.trials[trial_id] = job
+            return {"job": json.dumps(asdict(job))}
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict | None = None, error: bool = False
+        ) -> None:
+            try:
+                driver.finished(self.trials.pop(trial_id), failed=error)
+            except UserError as problem:
+                self.error = problem
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: records and journal are the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            raise NotImplementedError
+
+        def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+            """Nothing, again."""
+
+    jobs = Jobs()
+    launch = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    folder = driver.search.folder / "ray"
+    resources = HEAD if devices > 1 else driver.worker
+    tuner = tune.Tuner(
+        tune.with_resources(trial, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=jobs,
+            num_samples=-1,  # until the searcher says that it has finished
+            reuse_actors=True,
+            trial_name_creator=lambda one: one.trial_id,
+            trial_dirname_creator=lambda one: one.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=launch,
+            storage_path=str(folder),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    if jobs.error:
+        raise jobs.error
+    if not driver.is_over:
+        raise UserError("Ray Tune ended before the search; the same command continues it")
+    for old in folder.iterdir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def leave() -> None:
+    """Let go of the cluster, or end the one of this command."""
+    import ray
+
+    ray.shutdown()
