@@ -53,7 +53,9 @@ def propose(
     if sampler == "random":
         return space.at(np.random.default_rng([seed, number]).random(dimensions).tolist())
     if sampler == "qmc":
-        sequence = qmc.Sobol(dimensions, scramble=True, rng=seed).fast_forward(number - 1)
+        sequence = qmc.Sobol(dimensions, scramble=True, rng=seed)
+        if number > 1:  # scipy refuses to skip nothing
+            sequence.fast_forward(number - 1)
         return space.at(sequence.random(1)[0].tolist())
     return _suggest(view(seed, number, space, seen).ask(), space)
 
