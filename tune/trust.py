@@ -167,7 +167,10 @@ def gain_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     found, over = summary["gain"], summary["optimism"]
     if found is None:
-        lines.append("gain over the published defaults: unknown, no rung was reached by both")
+        lines.append(
+            "gain over the published defaults: unknown, there is no choice at a rung that both "
+            "have reached"
+        )
     elif found["configuration"] == found["published"]:
         lines.append("the published defaults were chosen: no gain, no loss")
     else:

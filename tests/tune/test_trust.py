@@ -114,4 +114,4 @@ def test_table_says_percent_interval_and_what_is_missing():
     summary["validators"] = validators(rows, ["half", "whole"])
     text = "\n".join(report_lines(summary))
     assert "infomax" in text and "4 (1 forbidden)" in text and "-1.00 [" in text
-    assert "20.0 [" in text and "s, 7 images, p" in text and "no rung was reached by both" in text
+    assert "20.0 [" in text and "s, 7 images, p" in text and "there is no choice at a rung" in text
