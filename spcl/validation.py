@@ -143,7 +143,7 @@ def _read_target(
     predict: Predict, shards: ShardSet, size: tuple[int, int], temperature: float
 ) -> dict[str, np.ndarray]:
     """Per image, (N, ...) each: what the scores are made of, all additive over images."""
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, np.ndarray] = {}
     for batch in _batches(len(shards), size):
         images = [decode(shards.image(index)) for index in batch]
         names = [shards.sample_ids[index] for index in batch]
@@ -161,8 +161,10 @@ def _read_target(
         places = torch.from_numpy(where).to(logs.device)[:, None].expand(-1, logs.shape[1], -1)
         part["density"] = soft_neighborhood_density(logs.gather(2, places).exp().mT)
         for name, values in part.items():
-            found.setdefault(name, []).append(values.cpu().numpy())
-    return {name: np.concatenate(values) for name, values in found.items()}
+            # In one place from the start: small arrays kept among large ones split the heap.
+            whole = found.setdefault(name, np.empty((len(shards), *values.shape[1:])))
+            whole[batch.start : batch.stop] = values.cpu().numpy()
+    return found
 
 
 def bootstrap_deviation(

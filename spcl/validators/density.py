@@ -2,6 +2,7 @@
 
 Source: Saito et al. 2021, arXiv:2108.10860: softmax outputs of unit length, temperature 0.05, and
 100 pixels of each image.  That neighbours are sought within an image is recalled, not read.
+Highest where all predictions are equal, so it must not be used without a floor on the source.
 """
 
 import numpy as np
