@@ -71,7 +71,7 @@ def ladder(config: Config, keys: Collection[str]) -> tuple[Rung, ...]:
     for fraction in FRACTIONS:
         part = math.ceil(steps[touched] * fraction)
         if not rungs or part > rungs[-1].steps[touched]:  # a stage of two steps has no quarter
-            name = touched if fraction == 1 else f"{touched} {fraction}"
+            name = touched if part == steps[touched] else f"{touched} {fraction}"
             rungs.append(Rung(name, before | {touched: part}))
     for name in later:
         rungs.append(Rung(name, rungs[-1].steps | {name: steps[name]}))
