@@ -1,0 +1,149 @@
+"""Jobs in this process, without Ray: what they make, and what their records say."""
+
+import json
+
+import pytest
+import searches
+import torch
+from optuna.trial import TrialState
+
+from spcl.artefacts import verify
+from spcl.recipe import Recipe
+from tune import jobs
+from tune.driver import Driver
+from tune.jobs import run
+
+
+@pytest.fixture(scope="module")
+def started(mini_data, tmp_path_factory):
+    """A search whose shared stages are made."""
+    asked = searches.search(mini_data, tmp_path_factory.mktemp("runs"))
+    return asked, run(asked.reference_job({}))
+
+
+def job(asked, number=0, rung=0, **parameters):
+    return asked.job(number, rung, asked.space.published(asked.config) | parameters, {})
+
+
+def network(asked, record):
+    folder = asked.storage / "artefacts" / record["artefact"]
+    verify(folder)
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["method"]
+
+
+def test_the_reference_makes_what_is_shared_and_nothing_else(started):
+    asked, record = started
+    assert record["status"] == "done" and record["shared_steps"] == {"adversarial": 6}
+    assert record["steps"] == 0 and record["artefact"].startswith("adversarial-")
+    assert record["validators"]["sd"].keys() == {"infomax", "nuclear", "consistency", "density"}
+    made = sorted(path.name.rsplit("-", 1)[0] for path in (asked.storage / "artefacts").iterdir())
+    shared = ["adversarial", "predictions-of-adversarial", "prototypes-of-adversarial"]
+    assert [name for name in made if name in shared] == shared
+    assert not list((asked.folder / "configurations/reference").glob("checkpoints/spcl*"))
+
+
+def test_a_configuration_that_climbs_is_one_that_never_stopped(started, mini_data, tmp_path):
+    asked, _ = started
+    records = [run(job(asked, 0, rung)) for rung in range(4)]
+    assert [record["steps"] for record in records] == [2, 1, 3, 4]
+    assert all(record["shared_steps"] == {} for record in records)
+    whole = searches.search(mini_data, tmp_path)
+    run(whole.reference_job({}))
+    straight = run(job(whole, 0, 3))
+    climbed, at_once = network(asked, records[3]), network(whole, straight)
+    assert climbed.keys() == at_once.keys()
+    assert all(torch.equal(climbed[name], at_once[name]) for name in climbed)
+    assert records[3]["validators"] == straight["validators"]
+    assert [r["attempts"] for r in records] == [1, 1, 1, 1]
+
+
+def test_a_finished_job_is_not_done_again(started, monkeypatch):
+    asked, record = started
+    monkeypatch.setattr(jobs, "attempt", None)
+    assert run(asked.reference_job({})) == record
+
+
+def test_thresholds_need_no_inference_of_their_own(started):
+    asked, _ = started
+    run(job(asked, 1, 0, **{"pseudo_label.cap": 0.7}))
+    run(job(asked, 2, 0, **{"pseudo_label.quantile": 0.2}))
+    artefacts = [path.name for path in (asked.storage / "artefacts").iterdir()]
+    assert sum(name.startswith("predictions-of-adversarial") for name in artefacts) == 1
+    assert sum(name.startswith("adversarial") for name in artefacts) == 1
+
+
+def test_a_loss_that_is_not_finite_is_a_record_with_its_reason(started):
+    asked, _ = started
+    ruined = job(asked, 5, 0)
+    ruined.config["spcl"]["learning_rate"] = 1e30
+    record = run(ruined)
+    assert record["status"] == "failed" and record["artefact"] is None
+    assert "the loss of stage 'spcl' must stay finite" in record["reason"]
+    assert "TrainingError" in (ruined.run.folder / "traceback.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("no room"), "MemoryError: no room"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+        (ZeroDivisionError(), "ZeroDivisionError: "),
+    ],
+)
+def test_any_other_failure_is_one_too(error, reason, started, monkeypatch):
+    asked, _ = started
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Recipe, "__call__", fail)
+    failing = job(asked, 6, 0)
+    failing.record.unlink(missing_ok=True)
+    assert run(failing)["reason"] == reason
+
+
+def test_attempts_are_counted_by_rung(started, monkeypatch):
+    asked, _ = started
+
+    def die(job, attempts):
+        raise KeyboardInterrupt  # as good as killed: no record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "attempt", die)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run(job(asked, 7, 0))
+    assert run(job(asked, 7, 0))["attempts"] == 3
+    assert run(job(asked, 7, 1))["attempts"] == 1
+
+
+def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started, monkeypatch):
+    """A killed driver's workers live on for a while; the record they leave is the result."""
+    asked, record = started
+    waiting = job(asked, 8, 0)
+    waiting.run.folder.mkdir(parents=True)
+    lease = waiting.run.folder / "lease.json"
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+
+    def finish(seconds):
+        waiting.record.write_text(json.dumps(record))
+        lease.unlink()
+
+    monkeypatch.setattr(jobs.time, "sleep", finish)
+    assert run(waiting) == record
+
+
+def test_an_oracle_search_scores_with_half_of_the_labels_and_reports_on_the_rest(
+    mini_data, tmp_path
+):
+    asked = searches.search(mini_data, tmp_path, objective="target_oracle", trials=1)
+    driver = Driver(asked)
+    while not driver.is_over:
+        one = driver.next()
+        record = run(one)
+        assert record["label_budget"] == 3 and 0 <= record["validators"]["target_oracle"] <= 1
+        driver.finished(one, failed=False)
+    driver.close()
+    (trial,) = driver.journal.study.trials
+    assert trial.state == TrialState.COMPLETE
+    assert trial.value == record["validators"]["target_oracle"]
