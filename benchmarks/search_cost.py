@@ -21,6 +21,7 @@ continues where it stopped.  Writes benchmarks/results/search_cost.json.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -47,7 +48,7 @@ from spcl.provenance import code_version, commit
 from spcl.results.tables import interval
 from spcl.settings import digest
 from tune import jobs
-from tune.driver import Driver
+from tune.driver import Driver, forget_failed_reference
 from tune.experiment import REFERENCE, Experiment
 from tune.request import Search, with_holdout
 from tune.rungs import ladder
@@ -106,40 +107,42 @@ def make_search(arguments: argparse.Namespace, seed: int) -> Search:
 # (a)
 
 
-def prepare(search: Search) -> None:
-    """What all configurations share, and its network's validators."""
-    record = jobs.run(search.reference_job({}))
-    if record["status"] != "done":
-        raise UserError(f"the shared stages failed: {record['reason']}; remove {search.folder}")
+def whole_run(search: Search, number: int) -> list[jobs.Job]:
+    """One configuration's jobs, through all rungs."""
+    parameters = propose(search.sampler, search.seed, number, search.space, search.config, ())
+    return [search.job(number, rung, parameters, {}) for rung in range(len(search.rungs))]
 
 
-def run_whole(search: Search, number: int) -> None:
-    """One configuration through all rungs; what is recorded already is left alone."""
-    s = search
-    parameters = propose(s.sampler, s.seed, number, s.space, s.config, ())
-    for rung in range(len(search.rungs)):
-        record = jobs.run(search.job(number, rung, parameters, {}))
-        where = f"seed {s.config.seed}, configuration {number}, {s.rungs[rung].name}"
-        say(f"{where}: {record['status']}")
+def run_in_turn(chain: Sequence[jobs.Job]) -> None:
+    """Jobs that continue one another; what is recorded already is left alone."""
+    for job in chain:
+        record = jobs.run(job)
+        name = job.record.relative_to(Path(job.storage))
+        say(f"{name}: {record['status']}{': ' if record['reason'] else ''}{record['reason'] or ''}")
         if record["status"] != "done":
             break
 
 
 def run_all(searches: Sequence[Search], processes: int) -> None:
-    """(a) of every seed, in this process or in several."""
+    """(a) of every seed, in this process or in several.  First what all configurations share."""
     for search in searches:
         search.open()
-    tasks = [(search, number) for number in range(searches[0].trials) for search in searches]
-    if processes == 1:
-        for search in searches:
-            prepare(search)
-        for search, number in tasks:
-            run_whole(search, number)
-        return
+        forget_failed_reference(search.folder)
+    shared = [[search.reference_job({})] for search in searches]
+    numbers = range(searches[0].trials)
+    runs = [whole_run(search, number) for number in numbers for search in searches]
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-        list(pool.map(prepare, searches))
-        list(pool.map(run_whole, *zip(*tasks, strict=True)))
+    with contextlib.ExitStack() as stack:
+        run = map
+        if processes > 1:
+            run = stack.enter_context(ProcessPoolExecutor(processes, mp_context=spawn)).map
+        list(run(run_in_turn, shared))
+        for search in searches:
+            if Experiment(search.folder).reference is None:
+                raise UserError(
+                    f"the shared stages failed, see {search.folder}/jobs/reference.json"
+                )
+        list(run(run_in_turn, runs))
 
 
 # (b)
@@ -281,6 +284,17 @@ def _paired(seeds: Sequence[dict[str, Any]]) -> str:
     return f"{mean:+.2f} " + ("(one seed, no interval)" if half is None else f"± {half:.2f}")
 
 
+def command(argv: Sequence[str]) -> str:
+    """The command line without where things lie on this machine."""
+    places = ("--data", "--storage", "--out")
+    kept = [
+        text
+        for before, text in zip(["", *argv], argv, strict=False)
+        if before not in places and not text.startswith(places)
+    ]
+    return shlex.join(["python", "benchmarks/search_cost.py", *kept])
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -301,10 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_all(searches, arguments.processes)
     seeds = [measure(search) for search in searches]
     summary = conclude(seeds)
-    given = sys.argv[1:] if argv is None else argv
     result = {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "benchmarks/search_cost.py", *given]),
+        "command": command(sys.argv[1:] if argv is None else argv),
         "commit": commit(),
         "code": code_version(),
         "hardware": {

@@ -130,3 +130,9 @@ def test_verdicts_follow_the_limits():
     found = search_cost.conclude([seed(260, 0.021), seed(250, 0.0209)])
     assert found["holds"] == {"steps": False, "regret": False}
     assert found["steps_share"] == pytest.approx(0.255)
+
+
+def test_recorded_command_names_no_place_on_the_machine():
+    given = ["--seeds", "0..2", "--data", "/a", "--storage=/b", "seed=1", "--out", "/c"]
+    expected = "python benchmarks/search_cost.py --seeds 0..2 seed=1"
+    assert search_cost.command(given) == expected
