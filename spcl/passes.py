@@ -82,9 +82,14 @@ def prediction_pass(
 
 @torch.no_grad()
 def statistics_pass(
-    segmentor: Segmentor, shards: ShardSet, size: tuple[int, int], device: torch.device
+    segmentor: Segmentor,
+    shards: ShardSet,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    domain: str = "target",
 ) -> None:
-    """AdaBN: replace the target's running statistics by those of the target's training images.
+    """AdaBN: replace a domain's running statistics by those of these images, one of its splits.
 
     The cumulative mean of batch statistics, each batch normalised by its own on the way, as in
     training.  Source: Li et al. 2016, arXiv:1603.04779.
@@ -93,14 +98,14 @@ def statistics_pass(
     momenta = [layer.momentum for layer in layers]
     segmentor.to(device).train()
     for layer in layers:
-        layer.forget("target")
+        layer.forget(domain)
         layer.momentum = None  # cumulative
     rank, world = distributed.rank(), distributed.world_size()
     empty = torch.empty(0, 3, *size)  # a rank without an image still takes part in the sums
     for start in range(0, len(shards), STATISTICS_BATCH):
         batch = range(start, min(start + STATISTICS_BATCH, len(shards)))[rank::world]
         images = torch.cat([empty, *(load_image(shards, i, size) for i in batch)])
-        segmentor(images.to(device), "target")
+        segmentor(images.to(device), domain)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     segmentor.eval()

@@ -5,6 +5,7 @@ alternative: a few target images with labels.  No target label is opened but by 
 Letters: K classes, N images.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,9 @@ from spcl.errors import UserError
 from spcl.evaluate import Predict, count_pixels, evaluate, load_image
 from spcl.losses.segmentation import upsample
 from spcl.metrics import mean_iou
+from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
+from spcl.passes import statistics_pass
 from spcl.settings import choose
 from spcl.validators.consistency import agreement, disturbed
 from spcl.validators.density import density_pixels, soft_neighborhood_density
@@ -64,8 +67,14 @@ def validate(
     temperature, source_val (mIoU over the classes that these images show), infomax, nuclear,
     consistency, density, classes_predicted (share of those the network has outputs for), finite:
     where it is False, the numbers are None.
+
+    Every rank of a process group must call it.
     """
     segmentor.to(device).eval()
+    if any(isinstance(layer, DomainNorm) for layer in segmentor.modules()):
+        # A stage that reads no source image leaves the source's statistics behind the weights.
+        segmentor = copy.deepcopy(segmentor)
+        statistics_pass(segmentor, source_val, config.source.size, device, domain="source")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
 
     def predict(domain: str) -> Predict:

@@ -16,7 +16,8 @@ from spcl.data.transforms import decode, decode_label, normalize
 from spcl.errors import ConfigError, UserError
 from spcl.evaluate import evaluate
 from spcl.metrics import mean_iou
-from spcl.models.segmentor import Segmentor
+from spcl.models.normalization import DomainNorm
+from spcl.models.segmentor import Segmentor, build_segmentor
 from spcl.validation import (
     LABEL_FREE,
     ensemble_predictions,
@@ -134,6 +135,19 @@ def test_source_val_is_what_evaluation_finds(trained, source_val, target, config
     confusion = matrices.sum(0)
     expected, _ = mean_iou(confusion, np.flatnonzero(confusion.sum(1)))
     assert validate(trained, source_val, target, config, CPU)["source_val"] == expected
+
+
+def test_source_statistics_that_were_left_behind_do_not_matter(source_val, target, config):
+    torch.manual_seed(0)
+    network = build_segmentor("tiny", CLASSES, norm="domain")
+    stale = copy.deepcopy(network)
+    for layer in stale.modules():
+        if isinstance(layer, DomainNorm):
+            layer.running_mean[0] += 5
+    state = {name: value.clone() for name, value in stale.state_dict().items()}
+    found = validate(stale, source_val, target, config, CPU)
+    assert found == validate(network, source_val, target, config, CPU)
+    assert all(torch.equal(value, state[name]) for name, value in stale.state_dict().items())
 
 
 def test_logits_times_c_change_the_temperature_and_nothing_else(
