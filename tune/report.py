@@ -34,6 +34,8 @@ FEWEST_FOR_CONTOUR = 3  # trials; fewer span no plane
 FEWEST_FOR_IMPORTANCE = 5  # trials; PED-ANOVA compares the best tenth with the rest
 HEIGHT = 420  # pixels of a figure
 AUDIT = "audit.json"
+#: Of each figure: without the logo's link, and without the button that uploads it.
+OFFLINE = {"displaylogo": False, "showSendToCloud": False}
 
 
 def write_outputs(folder: Path) -> None:
@@ -395,7 +397,7 @@ def _ridge(space: dict[str, Any]) -> tuple[str, str] | None:
 
 def _figure(figure: go.Figure) -> str:
     figure.update_layout(height=HEIGHT, title=None, template="plotly_white", margin={"t": 30})
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=OFFLINE)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -437,7 +439,8 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">
+script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; \
+base-uri 'none'; form-action 'none'">
 <title>{title}</title>
 <style>
 body {{ font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }}

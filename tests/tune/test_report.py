@@ -116,9 +116,11 @@ def test_tables_equal_the_records(written):
 
 
 def test_report_is_one_file_that_loads_nothing(written):
-    page = Page((written / "report.html").read_text())
-    assert page.loads == []
-    assert "default-src 'none'" in (written / "report.html").read_text()
+    text = (written / "report.html").read_text()
+    assert Page(text).loads == []
+    assert "default-src 'none'" in text
+    figures = text.count('class="plotly-graph-div"')
+    assert text.count('"showSendToCloud": false') == figures  # a button that uploads the data
 
 
 def test_report_contains_every_section_and_every_plot(written):
