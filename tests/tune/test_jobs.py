@@ -1,6 +1,7 @@
 """Jobs in this process, without Ray: what they make, and what their records say."""
 
 import json
+import shutil
 
 import pytest
 import searches
@@ -8,10 +9,12 @@ import torch
 from optuna.trial import TrialState
 
 from spcl.artefacts import verify
+from spcl.data.convert import convert
 from spcl.recipe import Recipe
 from tune import jobs
 from tune.driver import Driver
 from tune.jobs import run
+from tune.request import check_objective
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +136,31 @@ def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started
     assert run(waiting) == record
 
 
-def test_an_oracle_search_scores_with_half_of_the_labels_and_reports_on_the_rest(
-    mini_data, tmp_path
+@pytest.fixture(scope="module")
+def labelled(mini_data):
+    """The target's training images, with their labels, for those who ask."""
+    raw, out = mini_data / "streets/raw/cityscapes", mini_data / "streets/real/train_labelled"
+    convert("cityscapes", raw, out, split="train_labelled", name="streets/real")
+    yield
+    shutil.rmtree(out)  # other tests share this data, and have no such labels
+
+
+@pytest.mark.parametrize(("objective", "budget"), [("target_oracle", 3), ("few_label:5", 5)])
+def test_objectives_of_labels_read_as_many_as_they_say(
+    objective, budget, labelled, mini_data, tmp_path
 ):
-    asked = searches.search(mini_data, tmp_path, objective="target_oracle", trials=1)
+    asked = searches.search(mini_data, tmp_path, objective=objective, trials=1)
+    check_objective(objective, asked.config, mini_data)
     driver = Driver(asked)
     while not driver.is_over:
         one = driver.next()
         record = run(one)
-        assert record["label_budget"] == 3 and 0 <= record["validators"]["target_oracle"] <= 1
+        assert record["label_budget"] == budget
         driver.finished(one, failed=False)
     driver.close()
     (trial,) = driver.journal.study.trials
-    assert trial.state == TrialState.COMPLETE
-    assert trial.value == record["validators"]["target_oracle"]
+    assert trial.state == TrialState.COMPLETE and 0 <= trial.value <= 1
+    found = record["validators"][objective.partition(":")[0]]
+    assert trial.value == (found["value"] if budget == 5 else found)
+    if budget == 5:
+        assert found["images"] == 5 and found["low"] <= found["value"] <= found["high"]

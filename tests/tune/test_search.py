@@ -1,0 +1,267 @@
+"""`python tune/search.py` as a user starts it, on a real Ray."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import searches
+import trees
+from clusters import environment, wait_until
+from conftest import MINI
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from spcl.results.store import RunFolder
+from tune import search
+from tune.study import JOURNAL
+
+SEARCH = ("python", "tune/search.py")
+OUTPUTS = ("best.yaml", "trials.csv", "trials.parquet", "report.html", "agreement.json")
+#: Of a record: what a clock, a machine or a kill may change.
+FREE = ("attempts", "device_seconds", "finished", "host")
+
+
+def line(data: Path, storage: Path, *more: object) -> list[object]:
+    """A small search by source_val; settings in `more` win over MINI's."""
+    places = ["--data", data, "--storage", storage, "--name", "s", "--objective", "source_val"]
+    return [*SEARCH, *places, "--trials", 3, *MINI, *more]
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """Every record, without what may differ between two equal searches."""
+    return {
+        name: {key: value for key, value in record.items() if key not in FREE}
+        for name, record in searches.records(folder).items()
+    }
+
+
+def study(folder: Path) -> list[tuple]:
+    """The journal's trials, without clocks."""
+    import optuna
+
+    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    return [
+        (t.state, t.params, t.intermediate_values, t.values, t.user_attrs["rung"]) for t in trials
+    ]
+
+
+def failed_line(call: list[object], capsys: pytest.CaptureFixture) -> str:
+    assert search.main([str(part) for part in call]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trials", 0], "--trials must be at least 1"),
+        (["--concurrent", "many"], "--concurrent must be auto or a number"),
+        (["--objective", "labelfree"], "did you mean 'label_free'"),
+        (["--objective", "few_label"], "few_label must say how many labelled images"),
+        (["--objective", "few_label:4"], "convert them with: ray_jobs/ingest.py --split"),
+        (["--method", "source_only"], "space 'source_only' is unknown"),
+        (["--devices-per-trial", 3], "must be divisible by the workers"),
+        (["--sampler", "grid"], "--help"),
+        (["--audit", "nothing"], "there are no searches"),
+    ],
+)
+def test_mistakes_are_one_line(more, message, mini_data, tmp_path, capsys):
+    error = failed_line(line(mini_data, tmp_path, *more)[2:], capsys)
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "searches").exists()
+
+
+def test_a_dry_run_says_what_would_run_and_starts_nothing(mini_data, tmp_path, capsys):
+    arguments = line(mini_data, tmp_path, "--trials", 9, "--dry-run")[2:]
+    assert search.main([str(part) for part in arguments]) == 0
+    out = capsys.readouterr().out
+    assert "spcl.contrast_weight/relative" in out and "predictions of adversarial" in out
+    rows = {parts[0]: parts for parts in map(str.split, out.splitlines()) if parts}
+    assert rows["self_training"][1:3] == ["1", "4"]  # jobs, steps
+    assert "14 jobs" in out and "device-hours" in out
+    assert not (tmp_path / "searches").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_a_search_from_nothing_to_its_report(cluster, commands, mini_data, tmp_path):
+    command = commands.run(line(mini_data, tmp_path), cluster.environment)
+    assert command.code == 0, command.err
+    folder = tmp_path / "searches/s"
+    assert "best: configuration " in command.out
+    assert all((folder / name).is_file() for name in (*OUTPUTS, "audit.json", "audit.parquet"))
+    found = results(folder)
+    assert {f"000{n}-0.json" for n in range(3)} < found.keys() and "reference.json" in found
+    assert any(name.endswith("-3.json") for name in found)
+    assert all(record["label_budget"] == 0 for record in found.values())
+    made = [path.name for path in (tmp_path / "artefacts").iterdir()]
+    assert sum(name.startswith("adversarial-") for name in made) == 1
+    assert not any(name.startswith("evaluation-") for name in made)
+
+    again = commands.run(line(mini_data, tmp_path), environment())
+    assert again.code == 0, again.err
+    assert "s is finished already" in again.err and "Ray" not in again.err
+    assert results(folder) == found
+
+    other = commands.run(line(mini_data, tmp_path, "--eta", 2), environment())
+    assert other.code == 2 and "(eta: 3 -> 2)" in other.err
+
+
+@pytest.mark.ray
+def test_what_the_cluster_cannot_hold_is_said_at_once(cluster, commands, mini_data, tmp_path):
+    call = line(mini_data, tmp_path, "--devices-per-trial", 2, "--concurrent", 2)
+    command = commands.start(call, cluster.environment)
+    assert command.finish(60) == 2
+    error = command.err.splitlines()[-1]
+    assert "2 configuration(s) of 2 device(s) with 1 CPU each do not fit" in error
+    assert "nodes have: 2 CPU; it holds 1 of them" in error
+
+
+# What kills processes.
+
+
+def one_slot(data: Path, storage: Path, *more: object) -> list[object]:
+    settings = ("--trials", 5, "--sampler", "tpe", "--eta", 2, "spcl.steps=60", *more)
+    return [*line(data, storage), "--concurrent", 1, "evaluation.dataset=none", *settings]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, commands, mini_data, tmp_path_factory) -> Path:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    command = commands.run(one_slot(mini_data, storage), cluster.environment)
+    assert command.code == 0, command.err
+    return storage / "searches/s"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_same_seed_gives_the_same_study(undisturbed, cluster, commands, mini_data, tmp_path):
+    command = commands.run(one_slot(mini_data, tmp_path), cluster.environment)
+    assert command.code == 0, command.err
+    assert study(tmp_path / "searches/s") == study(undisturbed)
+    assert results(tmp_path / "searches/s") == results(undisturbed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_driver_killed_five_times_ends_with_the_same_search(
+    how, undisturbed, cluster, commands, mini_data, tmp_path
+):
+    rng = random.Random(int(how))
+    folder = tmp_path / "searches/s"
+    whole = sum(len(line) for line in _progress(undisturbed))
+    for kill in range(1, 6):
+        command = commands.start(one_slot(mini_data, tmp_path), cluster.environment)
+        wanted = whole * (kill - rng.random()) / 6
+        wait_until(
+            lambda command=command, wanted=wanted: (
+                command.code is not None or sum(map(len, _progress(folder))) >= wanted
+            ),
+            200,
+            f"the search has done {wanted:.0f} steps",
+        )
+        assert command.code is None, command.err
+        command.process.send_signal(how)
+        assert command.finish(60) == (-how if how == signal.SIGKILL else 130)
+    command = commands.run(one_slot(mini_data, tmp_path), cluster.environment)
+    assert command.code == 0, command.err
+    assert results(folder) == results(undisturbed)
+    assert study(folder) == study(undisturbed)
+    resumed = [text for run in folder.glob("configurations/*/metrics.jsonl")
+               for text in run.read_text().splitlines() if "resumed at step" in text]  # fmt: skip
+    assert resumed
+
+
+def _progress(folder: Path) -> list[list]:
+    """The logged steps of every configuration."""
+    return [list(RunFolder(path).metrics()) for path in folder.glob("configurations/*")]
+
+
+def _process(folder: Path, configuration: int, rung: int) -> int | None:
+    """The process of a job's last attempt."""
+    path = folder / f"configurations/{configuration:04d}/attempts.jsonl"
+    attempts = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return next((one["pid"] for one in reversed(attempts) if one["rung"] == rung), None)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_job_is_tried_again_as_configured_then_recorded(
+    cluster, commands, mini_data, tmp_path
+):
+    folder = tmp_path / "searches/s"
+    command = commands.start(
+        one_slot(mini_data, tmp_path, "--trials", 3, "spcl.steps=200"), cluster.environment
+    )
+    killed: set[int] = set()
+
+    def kill(configuration: int, times: int) -> bool:
+        process = _process(folder, configuration, 0)
+        run = RunFolder(folder / f"configurations/{configuration:04d}")
+        if process and process not in killed and any(r["step"] > 2 for r in run.metrics()):
+            os.kill(process, signal.SIGKILL)
+            killed.add(process)
+        return command.code is not None or len(killed) == times
+
+    wait_until(lambda: kill(0, 1), 100, "configuration 0 trains")
+    wait_until(lambda: kill(1, 3), 100, "configuration 1 trains, twice")
+    assert command.finish() == 0, command.err
+    found = searches.records(folder)
+    assert (found["0000-0.json"]["status"], found["0000-0.json"]["attempts"]) == ("done", 2)
+    assert (found["0001-0.json"]["status"], found["0001-0.json"]["attempts"]) == ("failed", 2)
+    assert "killed or lost" in found["0001-0.json"]["reason"]
+    assert found["0002-0.json"]["status"] == "done"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_configuration_on_two_devices_frees_them_for_the_next(
+    cluster, commands, mini_data, tmp_path
+):
+    """Two CPUs, two workers per configuration: the second can start only where the first ended."""
+    more = ("--devices-per-trial", 2, "--trials", 2, "evaluation.dataset=none")
+    command = commands.start(line(mini_data, tmp_path, *more), cluster.environment)
+    assert command.finish(500) == 0, command.err
+    found = searches.records(tmp_path / "searches/s")
+    assert {record["status"] for record in found.values()} == {"done"}
+    assert {"reference.json", "0000-0.json", "0001-0.json"} < found.keys()
+    manifest = RunFolder(tmp_path / "searches/s/configurations/0001").manifest
+    assert manifest["hardware"]["workers"] == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_real_datasets_run_the_same_path(cluster, commands, tmp_path):
+    """Synscapes to Cityscapes from fixture trees; both picks are trained over seeds, then audited."""
+    from spcl.data.convert import convert
+
+    size = (64, 48)
+    trees.synscapes_tree(tmp_path / "raw/synscapes", 12)
+    trees.cityscapes_tree(tmp_path / "raw/cityscapes", size=size)
+    for name, split in (("synscapes", "train"), ("cityscapes", "train"), ("cityscapes", "val")):
+        convert(name, tmp_path / "raw" / name, tmp_path / "data" / name / split, split=split)
+    tiny = [text for text in MINI if not text.startswith("streets")]
+    sizes = [f"{role}.size=[48,64]" for role in ("source", "target", "evaluation")]
+    call = [*SEARCH, "--benchmark", "synscapes", "--data", tmp_path / "data"]
+    call += ["--storage", tmp_path / "runs", "--trials", 3, "--name", "s", "model=tiny"]
+    call += ["--objective", "source_val", "--final-seeds", 2]
+    command = commands.run(
+        [*call, *tiny, *sizes, "train.batch=2", "self_training.batch=2"], cluster.environment
+    )
+    assert command.code == 0, command.err
+    folder = tmp_path / "runs/searches/s"
+    assert any(name.endswith("-3.json") for name in searches.records(folder))
+    finals = [RunFolder(path.parent).done for path in (tmp_path / "runs").glob("s-c*/DONE.json")]
+    assert len(finals) in (2, 4) and all(final["table"] for final in finals)
+    audited = commands.run([*SEARCH, "--audit", "s", "--storage", tmp_path / "runs"], environment())
+    assert audited.code == 0 and "cityscapes/val" in audited.out, audited.err
