@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spcl import atomic, cli, passes
+from spcl import atomic, cli
 from spcl.artefacts import verify
 from spcl.config import Config
 from spcl.data.catalog import open_data, prepare_streets
@@ -55,20 +55,15 @@ class Oracle:
                 "search with a benchmark that has a labelled evaluation split"
             )
         prepare_streets(self.config, data, lambda text: print(text, file=sys.stderr, flush=True))
-        self.shards = open_data(self.config, data)
+        self.split: ShardSet = open_data(self.config, data)["evaluation"]
         self.artefacts = storage / "artefacts"
         scored = {
             "evaluation": self.config.as_dict()["evaluation"],
-            "statistics": self.config.model.target_statistics,
             "data": self.split.fingerprint,
         }
         self.cache = experiment.folder / "audit" / digest(scored)[:16]
         self.device = choose_device(self.config.train, 0)
         set_up_torch(self.config.train)
-
-    @property
-    def split(self) -> ShardSet:
-        return self.shards["evaluation"]
 
     def __call__(self, artefact: str) -> np.ndarray:
         path = self.cache / f"{artefact}.parquet"
@@ -79,12 +74,12 @@ class Oracle:
     def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
         folder = self.artefacts / artefact
         if not folder.is_dir():
-            raise DataError(f"{folder} is missing; the same search makes it again")
+            raise DataError(
+                f"{folder} is missing; remove its record in jobs/ and search again, or restore it"
+            )
         verify(folder)
         config, device = self.config, self.device
         segmentor = load_segmentor(config, len(self.split.class_names), folder).to(device)
-        if config.model.target_statistics == "estimated":
-            passes.statistics_pass(segmentor, self.shards["target"], config.target.size, device)
         segmentor.eval()
         return evaluate(
             lambda image: segmentor(image, "target").logits, self.split, config.evaluation, device
@@ -130,6 +125,8 @@ def audit(
         if record["artefact"] not in confusions:
             confusions[record["artefact"]] = oracle(record["artefact"])
     protocol = oracle.config.evaluation.protocol
+    few = experiment.request["objective"].startswith("few_label")
+    names = (*VALIDATORS, "score") if few else VALIDATORS
     rows = [_row(experiment, r, confusions[r["artefact"]], protocol) for r in records]
     uses_labels = experiment.request["objective"] == ORACLE
     parts = halves(oracle.split.sample_ids)
@@ -144,7 +141,7 @@ def audit(
         "classes": oracle.split.class_names,
         "rungs": experiment.rung_names,
         "resamples": RESAMPLES,
-        "validators": validators(rows, experiment.rung_names),
+        "validators": validators(rows, experiment.rung_names, names),
         "gain": gain(experiment, {a: m[kept] for a, m in confusions.items()}, protocol),
         "optimism": optimism(experiment, confusions, parts, protocol) if uses_labels else None,
     }

@@ -97,11 +97,17 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def validators(rows: Sequence[dict[str, Any]], rung_names: Sequence[str]) -> list[dict[str, Any]]:
-    """`trust` of every validator at each rung, and over all jobs of the search."""
+def validators(
+    rows: Sequence[dict[str, Any]], rung_names: Sequence[str], names: Sequence[str] = VALIDATORS
+) -> list[dict[str, Any]]:
+    """`trust` of every validator at each rung, and over all jobs of the search.
+
+    label_free obeys the objective's constraints, `score` is the search's own; the others are as
+    they were recorded, so that the table also tells what the constraints are worth.
+    """
     jobs = [row for row in rows if row["configuration"] != REFERENCE]
     table = []
-    for name in VALIDATORS:
+    for name in names:
         for rung, title in [*enumerate(rung_names), (None, ALL_RUNGS)]:
             mine = [row for row in jobs if rung in (None, row["rung"])]
             if mine:
@@ -158,7 +164,9 @@ def report_lines(summary: dict[str, Any]) -> list[str]:
         f"oracle: mIoU on {summary['split']}, {summary['images']} images, {summary['protocol']}; "
         f"95 % bootstrap intervals over configurations"
     ]
-    lines += ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in cells]
+    lines += [
+        "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    ]
     notes = sorted({entry["note"] for entry in summary["validators"] if entry["note"]})
     return [*lines, *notes, *gain_lines(summary)]
 
