@@ -152,6 +152,8 @@ def test_density_counts_the_others_in_a_cluster():
     assert float(soft_neighborhood_density(alike)) == pytest.approx(math.log(29))
     two_clusters = F.one_hot(torch.tensor([[0] * 10 + [1] * 10])).float()
     assert float(soft_neighborhood_density(two_clusters)) == pytest.approx(math.log(9), abs=1e-6)
+    strangers = torch.eye(CLASSES)[None]  # nobody is their own neighbour
+    assert float(soft_neighborhood_density(strangers)) == pytest.approx(math.log(CLASSES - 1))
 
 
 def test_density_pixels_depend_on_the_image_alone():
