@@ -7,6 +7,7 @@ Tune writes is disposable, under a fresh name per launch.
 import json
 import os
 import shutil
+import signal
 import time
 import uuid
 from dataclasses import asdict
@@ -32,6 +33,8 @@ def connect(address: str | None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cluster.connect(address)
+    for sign in (signal.SIGINT, signal.SIGTERM):  # Ray has put handlers of its own
+        signal.signal(sign, signal.default_int_handler)
 
 
 def worker_resources(train: Train) -> dict[str, float]:

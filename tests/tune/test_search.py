@@ -242,7 +242,7 @@ def test_a_configuration_on_two_devices_frees_them_for_the_next(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_real_datasets_run_the_same_path(cluster, commands, tmp_path):
-    """Synscapes to Cityscapes from fixture trees; both picks are trained over seeds, then audited."""
+    """Synscapes to Cityscapes from fixture trees: search, final trainings, audit."""
     from spcl.data.convert import convert
 
     size = (64, 48)
