@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--space", help="a file, or a name in configs/search (default: the method's)")
     add("--objective", default="label_free", help=f"{', '.join(OBJECTIVES)}; few_label:M")
     add("--trials", type=int, default=16, help="configurations (default: 16)")
-    add("--eta", type=int, default=3, help="one of ETA climbs to the next rung (default: 3)")
+    add("--eta", type=int, default=4, help="one of ETA climbs to the next rung (default: 4)")
     add("--seed", type=int, default=0, help="of the sampler; training has its own, seed=N")
     add("--sampler", choices=SAMPLERS, default="tpe")
     add("--promotion", choices=tuple(PROMOTIONS), default="asha")
