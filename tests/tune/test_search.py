@@ -108,7 +108,7 @@ def test_a_search_from_nothing_to_its_report(cluster, commands, mini_data, tmp_p
     assert results(folder) == found
 
     other = commands.run(line(mini_data, tmp_path, "--eta", 2), environment())
-    assert other.code == 2 and "(eta: 3 -> 2)" in other.err
+    assert other.code == 2 and "(eta: 4 -> 2)" in other.err
 
 
 @pytest.mark.ray
