@@ -18,6 +18,12 @@ from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
 from spcl.settings import digest
 
+#: Folders of the storage that are no runs.
+RESERVED = {
+    "artefacts": "the folder where runs share their stages",
+    "searches": "the folder of searches",
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -55,10 +61,8 @@ def check_name(name: str) -> None:
     """ConfigError unless a run can be a folder of this name in the storage."""
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise ConfigError(f"--name must be letters, digits, '.', '_' and '-', got {name!r}")
-    if name == "artefacts":
-        raise ConfigError(
-            "--name must not be 'artefacts', the folder where runs share their stages"
-        )
+    if name in RESERVED:
+        raise ConfigError(f"--name must not be {name!r}, {RESERVED[name]}")
 
 
 def default_name(config: Config) -> str:
