@@ -1,4 +1,4 @@
-"""What ran, is it done, what does it cost on disk: `python -m spcl.runs ls|show|rm`."""
+"""What ran, is it done, what does it cost on disk: `python -m spcl.runs ls|show|rm|gc`."""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spcl import cli
 from spcl.errors import UserError
+from spcl.garbage import Garbage, find_garbage, remove
 from spcl.lease import Lease
 from spcl.results.store import RunFolder, runs
 from spcl.results.tables import run_table
@@ -16,6 +17,7 @@ EXAMPLE = """examples:
   python -m spcl.runs ls
   python -m spcl.runs show demo
   python -m spcl.runs rm demo
+  python -m spcl.runs gc           # shows artefacts that nothing refers to, asks, removes
 """
 
 
@@ -31,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("ls", help="every run, a line each")
     for name, text in (("show", "one run's table and provenance"), ("rm", "remove a run's folder")):
         commands.add_parser(name, help=text).add_argument("run")
+    collector = commands.add_parser("gc", help="remove artefacts that no run or search refers to")
+    collector.add_argument("--storage", default=argparse.SUPPRESS, help="the same, after gc")
+    collector.add_argument("--yes", action="store_true", help="remove without asking")
     arguments = parser.parse_args(argv)
     storage = cli.storage_root(arguments.storage)
     if arguments.command == "ls":
         print(list_runs(storage))
+        return 0
+    if arguments.command == "gc":
+        collect(storage, arguments.yes)
         return 0
     run = find(storage, arguments.run)
     if arguments.command == "show":
@@ -92,6 +100,37 @@ def show(run: RunFolder) -> str:
     if run.done:
         lines.append(run_table(run.done))
     return "\n".join(lines)
+
+
+def collect(storage: Path, yes: bool) -> None:
+    """Show what nothing refers to; remove it if `yes`, or if the terminal's user says so."""
+    garbage = find_garbage(storage)
+    for reason in garbage.because:
+        print(f"note: {reason}")
+    if not garbage.folders:
+        print(f"nothing to remove in {storage / 'artefacts'}")
+        return
+    print(garbage_table(garbage))
+    if not yes and not sys.stdin.isatty():
+        print("nothing was removed; add --yes to remove these")
+        return
+    if not yes and input("remove them? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing was removed")
+        return
+    size = dict(zip(garbage.folders, garbage.sizes, strict=True))
+    gone = remove(storage, garbage)
+    print(f"removed {len(gone)} artefacts ({_size(sum(size[folder] for folder in gone))})")
+    if len(gone) < len(garbage.folders):
+        print(f"{len(garbage.folders) - len(gone)} have come into use meanwhile and were kept")
+
+
+def garbage_table(garbage: Garbage) -> str:
+    lines = [
+        f"{folder.name:<59}{_size(size):>10}"
+        for folder, size in zip(garbage.folders, garbage.sizes, strict=True)
+    ]
+    total = f"{len(lines)} artefacts that nothing refers to"
+    return "\n".join([*lines, f"{total:<59}{_size(sum(garbage.sizes)):>10}"])
 
 
 def _size(count: float) -> str:

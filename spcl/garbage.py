@@ -1,0 +1,178 @@
+"""Artefacts that nothing refers to any more.  Reads records only; needs no torch.
+
+An artefact is kept while its key stands in any record of the storage folder: a run's manifest or
+DONE.json, a job of a search, a sweep.  What such an artefact was made from is kept too.  A record
+that cannot be read might name anything, so it keeps everything; a run that has not yet written
+what it needs keeps every artefact of its seed.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spcl.lease import process_is_alive
+from spcl.results.store import RunFolder
+
+ARTEFACTS = "artefacts"
+KEY_LETTERS = 16  # of a stage's key, at the end of its artefact's name
+NAME = re.compile(rf"[^.].*-([0-9a-f]{{{KEY_LETTERS}}})")
+TEMPORARY = re.compile(r"\..*\.(?P<host>.+)-(?P<pid>\d+)\.tmp")  # of spcl.artefacts
+KEYS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?:[0-9a-f]{48})?(?![0-9a-f])")
+RECORDS = ("manifest.json", "DONE.json")  # what a run refers to; and everything in a jobs/ folder
+REQUESTS = ("config.yaml", "search.yaml")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """folders: what can go; because: why everything else was kept, where it is not referred to."""
+
+    folders: list[Path]
+    because: list[str]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Bytes of each folder."""
+        return [RunFolder(folder).bytes for folder in self.folders]
+
+
+@dataclass
+class _Found:
+    """What the records of a storage folder say."""
+
+    keys: set[str] = field(default_factory=set)
+    seeds: set[int] = field(default_factory=set)  # of which everything is kept
+    everything: bool = False
+    because: list[str] = field(default_factory=list)
+
+
+def find_garbage(storage: Path) -> Garbage:
+    """Artefacts that no record of the storage refers to, and what killed processes have left."""
+    root = storage / ARTEFACTS
+    if not root.is_dir():
+        return Garbage([], [])
+    # Listed first: an artefact made while the records are read is not judged by them.
+    entries = sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
+    found = _read_records(storage)
+    artefacts = {match[1]: path for path in entries if (match := NAME.fullmatch(path.name))}
+    manifests = {key: _manifest(path) for key, path in artefacts.items()}
+    kept = {k for k in artefacts if k in found.keys or _seed(manifests[k]) in found.seeds}
+    queue = list(kept)
+    while queue:
+        key = queue.pop()
+        if manifests[key] is None:
+            found.everything = True
+            found.because.append(
+                f"{artefacts[key]} is in use but its manifest cannot be read, so what it was made "
+                "from is unknown; everything is kept until it is removed or restored"
+            )
+            continue
+        inputs = {value[:KEY_LETTERS] for value in manifests[key]["inputs"].values()}
+        queue += (inputs & artefacts.keys()) - kept
+        kept |= inputs & artefacts.keys()
+    unused = [] if found.everything else [p for key, p in artefacts.items() if key not in kept]
+    return Garbage(unused + [p for p in entries if _is_leftover(p)], found.because)
+
+
+def remove(storage: Path, garbage: Garbage) -> list[Path]:
+    """Remove what is garbage still, now that someone has looked at it; returns what went."""
+    still = set(find_garbage(storage).folders)
+    gone = [folder for folder in garbage.folders if folder in still]
+    for folder in gone:
+        # A rename first, so that nobody ever finds half an artefact under its name; the name is
+        # that of a temporary folder, which is swept up should this process die here.
+        name = f".{folder.name.strip('.')}.{socket.gethostname()}-{os.getpid()}.tmp"
+        doomed = folder.rename(folder.with_name(name))
+        shutil.rmtree(doomed)
+    return gone
+
+
+def _read_records(storage: Path) -> _Found:
+    found = _Found()
+    for folder, names in _folders(storage):
+        for name in (n for n in names if n.endswith(".json")):
+            path = folder / name
+            try:
+                text = path.read_bytes()
+            except FileNotFoundError:
+                continue  # the run was removed meanwhile
+            found.keys |= {key.decode()[:KEY_LETTERS] for key in KEYS.findall(text)}
+            if (name in RECORDS or folder.name == "jobs") and not _is_json(text):
+                found.everything = True
+                found.because.append(
+                    f"{path} cannot be read, so what it refers to is unknown; everything is kept "
+                    "until it is removed or restored"
+                )
+        request = next((name for name in REQUESTS if name in names), None)
+        if request and not any(_refers(folder, name) for name in (*RECORDS, "jobs")):
+            _keep_for(folder / request, found)
+    return found
+
+
+def _keep_for(request: Path, found: _Found) -> None:
+    """A run or search that has asked, and not yet written which artefacts it needs."""
+    try:
+        values = yaml.safe_load(request.read_text(encoding="utf-8"))
+        seed = values.get("config", values)["seed"]
+        if not isinstance(seed, int):
+            raise ValueError
+    except (yaml.YAMLError, OSError, ValueError, KeyError, AttributeError, TypeError):
+        found.everything = True
+        found.because.append(
+            f"{request} has no record beside it and names no seed, so what it needs is unknown; "
+            "everything is kept until its folder is removed or its run continued"
+        )
+        return
+    found.seeds.add(seed)
+    found.because.append(
+        f"{request.parent} has not begun, so all artefacts of its seed {seed} are kept"
+    )
+
+
+def _refers(folder: Path, name: str) -> bool:
+    path = folder / name
+    return any(path.glob("*.json")) if path.is_dir() else path.is_file()
+
+
+def _folders(storage: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below the storage but those of the artefacts, with its files' names."""
+    for folder, folders, names in os.walk(storage):
+        if Path(folder) == storage:
+            folders[:] = [name for name in folders if name != ARTEFACTS]
+        yield Path(folder), names
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _manifest(artefact: Path) -> dict[str, Any] | None:
+    """None: damaged, or of no version we know."""
+    try:
+        manifest = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
+
+
+def _seed(manifest: dict[str, Any] | None) -> int | None:
+    return None if manifest is None else manifest.get("seed")
+
+
+def _is_leftover(folder: Path) -> bool:
+    """A half-written artefact of a process of this host that is no more."""
+    match = TEMPORARY.fullmatch(folder.name)
+    if not match or not folder.name.endswith(f".{socket.gethostname()}-{match['pid']}.tmp"):
+        return False
+    return not process_is_alive(int(match["pid"]))
