@@ -33,7 +33,7 @@ def infomax_of(probabilities, prior):
 
 def one_hot(labels):
     """(1, K, P); its logarithm is as a network's would be, large but finite."""
-    return F.one_hot(torch.as_tensor(labels), CLASSES).float().T[None].clamp_min(1e-38)
+    return F.one_hot(torch.as_tensor(labels), CLASSES).float().T[None].clamp_min(1e-30)
 
 
 UNIFORM = np.full(CLASSES, 1 / CLASSES)
@@ -72,7 +72,7 @@ def test_infomax_equals_a_loop_over_pixels():
 
 def test_a_frequent_class_does_not_drown_a_doubtful_rare_one():
     sure, doubtful = one_hot([0]), torch.tensor([0.0, 0.6, 0.4, 0.0, 0.0])[None, :, None]
-    doubtful = doubtful.clamp_min(1e-38)
+    doubtful = doubtful.clamp_min(1e-30)
     for copies in (1, 1000):
         both = torch.cat([sure.repeat(1, 1, copies), doubtful], 2)
         marginal = both.double().mean((0, 2)).numpy()
