@@ -1,0 +1,120 @@
+"""What a row of a board shows: the same in every format.  Texts are plain, not yet escaped."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from spcl.results.ranking import Board, Row
+
+CODE_LETTERS = 8  # of a code version
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """value: what to sort by, None where there is nothing; text: how it is shown."""
+
+    title: str
+    text: Callable[[Row], str]
+    value: Callable[[Row], float | str | None]
+    descending: bool = True  # is the most the best?
+
+
+def columns(board: Board) -> list[Column]:
+    """Every column of a board but the links to its runs."""
+    headline, *others = mean_names(board)
+    return [
+        Column("Rank", lambda r: NOTHING if r.rank is None else str(r.rank), _rank, False),
+        _words("Method", lambda r: r.method),
+        _words("Backbone", lambda r: r.backbone),
+        _words("Selection", selection),
+        _words("Ranked among", lambda r: r.group),
+        _percent(headline, lambda r: r.mean),
+        Column("95 % interval", interval, _half_width, False),
+        *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
+        Column("Seeds", lambda r: str(len(r.seeds) or NOTHING), lambda r: len(r.seeds) or None),
+        *(
+            _percent(name, lambda r, k=k: r.iou[k] if k < len(r.iou) else None)
+            for k, name in enumerate(board.classes)
+        ),
+        Column("Device-hours", _hours, lambda r: r.device_hours, False),
+        _words("Date", lambda r: r.date),
+        _words("Code", lambda r: ", ".join(code[:CODE_LETTERS] for code in r.code)),
+        _words("Note", lambda r: "; ".join([*r.badges, *([r.note] if r.note else [])])),
+    ]
+
+
+def selection(row: Row) -> str:
+    """How the reported checkpoint was chosen, and by how many labelled target images."""
+    if not row.label_budget:
+        return row.selection
+    return f"{row.selection}, {row.label_budget} target labels"
+
+
+def interval(row: Row) -> str:
+    if row.published:
+        return NOTHING
+    if row.low is None or row.high is None:
+        return "none: one seed" if len(row.seeds) == 1 else "none"
+    return f"{percent(row.low)} to {percent(row.high)}"
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if is_missing(value) else f"{100 * value:.1f}"
+
+
+def is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def detectable(board: Board) -> str:
+    if board.detectable is None:
+        return "Too few seeds to say which difference could be detected."
+    return (
+        "The smallest difference that the given seeds could detect is "
+        f"{100 * board.detectable:.1f} points."
+    )
+
+
+def title(board: Board) -> str:
+    return f"{board.benchmark}, protocol {board.protocol}"
+
+
+def mean_names(board: Board) -> list[str]:
+    """Names of the means, headline first."""
+    ours_first = sorted(board.rows, key=lambda row: row.published)
+    names = dict.fromkeys(name for row in ours_first for name in row.means)
+    return list(names) or ["mIoU"]
+
+
+def _words(name: str, text: Callable[[Row], str]) -> Column:
+    return Column(name, lambda r: text(r) or NOTHING, lambda r: text(r) or None, False)
+
+
+def _percent(name: str, value: Callable[[Row], float | None]) -> Column:
+    def known(row: Row) -> float | None:
+        return None if is_missing(value(row)) else value(row)
+
+    return Column(name, lambda r: percent(value(r)), known)
+
+
+def _rank(row: Row) -> float | None:
+    return row.rank
+
+
+def _half_width(row: Row) -> float | None:
+    return None if row.low is None or row.high is None else (row.high - row.low) / 2
+
+
+def _hours(row: Row) -> str:
+    return NOTHING if row.device_hours is None else f"{row.device_hours:.2f}"
+
+
+def link(folder: str, out: Path) -> str | None:
+    """A relative address of a run's folder; None where it is in no local filesystem."""
+    if "://" in folder:
+        return None
+    return quote(os.path.relpath(folder, out).replace(os.sep, "/")) + "/"

@@ -1,0 +1,356 @@
+"""leaderboard.html: one static file that asks nothing of the network.
+
+Its policy allows no address at all; styles, script and panels are in it.  What the script does
+(sort, filter) works on the tables as they stand, so without it the page still says everything.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from spcl.results.columns import (
+    Column,
+    columns,
+    detectable,
+    is_missing,
+    link,
+    percent,
+    selection,
+    title,
+)
+from spcl.results.ranking import Board, Row
+
+NOTHING_APART = "Nothing was kept apart."
+PANELS = 4  # embedded per board: of its best rows
+PANEL_BYTES = 4 << 20  # a larger panel is linked
+USES_LABELS = ("few_label", "target_oracle")  # selection rules that read target labels
+
+
+def page(boards: Sequence[Board], unread: Sequence[str], out: Path) -> str:
+    """The whole page, to be written into the folder `out`."""
+    sections = [_board(board, f"board{number}", out) for number, board in enumerate(boards)]
+    if unread:
+        sections.append(f"<section><h2>Not read</h2>{_list(unread)}</section>")
+    contents = "".join(
+        f'<li><a href="#board{number}">{escape(title(board))}</a></li>'
+        for number, board in enumerate(boards)
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f'<title>Leaderboard</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n'
+        f"</head>\n<body>\n<h1>Leaderboard</h1>\n{INTRODUCTION}\n<nav><ul>{contents}</ul></nav>\n"
+        + "\n".join(sections)
+        + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _board(board: Board, name: str, out: Path) -> str:
+    apart = _list(board.kept_apart) if board.kept_apart else f"<p>{NOTHING_APART}</p>"
+    return (
+        f'<section id="{name}" class="board"><h2>{escape(title(board))}</h2>\n'
+        f"<p>{escape(detectable(board))}</p>\n"
+        f"{_filters(board)}\n{_table(board, out)}\n"
+        f"<h3>Means and 95 % intervals</h3>\n{_intervals(board)}\n"
+        f"<h3>IoU per class</h3>\n{_heat_map(board)}\n"
+        f"{_panels(board, out)}<h3>Kept apart</h3>\n{apart}</section>"
+    )
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _scrolled(board: Board, what: str) -> str:
+    """Opens a part that scrolls by itself, which the keyboard must then be able to reach."""
+    label = escape(f"{title(board)}: {what}")
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">'
+
+
+# The table.
+
+
+def _filters(board: Board) -> str:
+    rules = sorted({selection(row) for row in board.rows if not row.published})
+    options = "".join(f'<option value="{escape(rule)}">{escape(rule)}</option>' for rule in rules)
+    return (
+        '<form role="search">'
+        '<label>Filter rows <input type="search" name="words" autocomplete="off"></label> '
+        f'<label>Selection rule <select name="rule"><option value="">any</option>{options}'
+        "</select></label> "
+        '<label>Rows <select name="kind"><option value="">all</option>'
+        '<option value="ours">ours</option><option value="published">published</option>'
+        f'</select></label> <span role="status">{len(board.rows)} rows</span></form>'
+    )
+
+
+def _table(board: Board, out: Path) -> str:
+    shown = columns(board)
+    head = "".join(_head(column) for column in shown)
+    rows = "\n".join(_row(row, number, shown, out) for number, row in enumerate(board.rows))
+    return (
+        f"{_scrolled(board, 'table')}"
+        f'<table class="rows"><thead><tr>{head}<th scope="col">Runs</th></tr></thead>\n'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _head(column: Column) -> str:
+    first = "descending" if column.descending else "ascending"
+    return (
+        f'<th scope="col" aria-sort="none"><button type="button" data-first="{first}">'
+        f"{escape(column.title)}</button></th>"
+    )
+
+
+def _row(row: Row, number: int, shown: Sequence[Column], out: Path) -> str:
+    cells = "".join(_cell(column, row) for column in shown)
+    kind = "published" if row.published else "ours"
+    rule = "" if row.published else selection(row)
+    return (
+        f'<tr class="{kind}" data-row="{number}" data-kind="{kind}" data-rule="{escape(rule)}">'
+        f"{cells}<td>{_links(row, out)}</td></tr>"
+    )
+
+
+def _cell(column: Column, row: Row) -> str:
+    value = column.value(row)
+    text = escape(column.text(row))
+    kind = ' class="number"' if isinstance(value, (int, float)) else ""
+    sort = "" if value is None else f' data-value="{escape(str(value))}"'
+    if column.title == "Method":
+        mark = ' <span class="badge">published</span>' if row.published else ""
+        return f'<th scope="row"{sort}>{text}{mark}</th>'
+    if column.title == "Selection" and not row.published:
+        text = f'<span class="badge{_warning(row)}">{text}</span>'
+    if column.title == "Note":
+        badges = "".join(f'<span class="badge">{escape(badge)}</span> ' for badge in row.badges)
+        text = badges + escape(row.note)
+    return f"<td{kind}{sort}>{text}</td>"
+
+
+def _warning(row: Row) -> str:
+    """Of a badge: were target labels used?"""
+    return " labels" if row.label_budget or row.selection.startswith(USES_LABELS) else ""
+
+
+def _links(row: Row, out: Path) -> str:
+    links = []
+    for folder in row.runs:
+        name, address = escape(folder.rstrip("/").rsplit("/", 1)[-1]), link(folder, out)
+        links.append(f'<a class="run" href="{escape(address)}">{name}</a>' if address else name)
+    return " ".join(links)
+
+
+def _label(row: Row) -> str:
+    """A row's name in a picture; not yet escaped."""
+    kind = "published" if row.published else selection(row)
+    return f"{row.method}, {row.backbone} ({kind})"
+
+
+# Means and intervals.
+
+ROW, TEXT, WIDTH, AXIS, MARGIN = 20, 330, 560, 24, 16  # pixels: of a line, names, plot, scale
+TICKS = 8  # at most
+
+
+def _intervals(board: Board) -> str:
+    """Every row's mean, and its interval where it has one; published means are hollow."""
+    rows = [(n, row) for n, row in enumerate(board.rows) if not is_missing(row.mean)]
+    if not rows:
+        return "<p>No row has a mean.</p>"
+    ends = [e for _, row in rows for e in (row.mean, row.low, row.high) if not is_missing(e)]
+    low, high, step = scale(100 * min(ends), 100 * max(ends))
+
+    def x(value: float) -> float:
+        return round(TEXT + WIDTH * (100 * value - low) / (high - low), 1)
+
+    bottom = ROW * len(rows)
+    marks = []
+    for tick in range(round((high - low) / step) + 1):
+        value = low + tick * step
+        marks.append(
+            f'<line class="grid" x1="{x(value / 100)}" x2="{x(value / 100)}" y1="0" y2="{bottom}"/>'
+            f'<text class="tick" x="{x(value / 100)}" y="{bottom + 16}">{value:g}</text>'
+        )
+    for line, (number, row) in enumerate(rows):
+        y = ROW * line + ROW // 2
+        span = ""
+        if not is_missing(row.low) and not is_missing(row.high):
+            span = f'<line class="span" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
+        kind = "published" if row.published else "ours"
+        name = escape(_label(row))
+        marks.append(
+            f'<g class="{kind}" data-row="{number}"><title>{name}: {percent(row.mean)}</title>'
+            f'<text class="name" x="{TEXT - 10}" y="{y + 4}">{name}</text>{span}'
+            f'<circle cx="{x(row.mean)}" cy="{y}" r="4"/></g>'
+        )
+    width, height = TEXT + WIDTH + MARGIN, bottom + AXIS
+    return (
+        f"{_scrolled(board, 'means')}"
+        f'<svg role="img" aria-label="Means and intervals; the numbers are in the table" '
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        + "".join(marks)
+        + "</svg></div>"
+    )
+
+
+def scale(low: float, high: float) -> tuple[float, float, float]:
+    """First and last tick and the step between: round numbers that enclose [low, high]."""
+    rough = max(high - low, 1.0) / (TICKS - 2)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first = math.floor(low / step) * step
+    return first, max(math.ceil(high / step) * step, first + step), step
+
+
+# The heat map.
+
+
+def _heat_map(board: Board) -> str:
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in board.classes)
+    rows = "".join(
+        f'<tr data-row="{number}"><th scope="row">{escape(_label(row))}</th>'
+        + "".join(
+            f'<td title="{escape(name)}: {percent(value)}"{_shade(value)}>'
+            f"{'' if is_missing(value) else f'{100 * value:.0f}'}</td>"
+            for name, value in zip(board.classes, row.iou, strict=True)
+        )
+        + "</tr>\n"
+        for number, row in enumerate(board.rows)
+    )
+    return (
+        f'{_scrolled(board, "heat map")}<table class="heat"><thead><tr><td></td>{head}</tr></thead>\n'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _shade(value: float | None) -> str:
+    return "" if is_missing(value) else f' style="--heat:{100 * value:.0f}%"'
+
+
+# Panels.
+
+
+def _panels(board: Board, out: Path) -> str:
+    figures = []
+    for row in board.rows:
+        panel = next((p for folder in row.runs if (p := _panel(folder)) is not None), None)
+        if panel is None:
+            continue
+        name = escape(_label(row))
+        small = panel.stat().st_size <= PANEL_BYTES
+        if small and len(figures) < PANELS:
+            data = base64.b64encode(panel.read_bytes()).decode()
+            text = f"Panel of {name}: image, ground truth, each stage"
+            shown = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+        else:
+            address = escape(str(link(str(panel.parent), out)) + panel.name)
+            shown = f'<a href="{address}">panel.png</a>'
+        figures.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
+    if not figures:
+        return ""
+    return f"<h3>Panels</h3>\n<div>{''.join(figures)}</div>\n"
+
+
+def _panel(folder: str) -> Path | None:
+    path = Path(folder) / "panel.png"
+    return path if "://" not in folder and path.is_file() else None
+
+
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+INTRODUCTION = """<p>IoU in %. A rank is one more than the number of rows of the same group that are
+significantly better. <span class="badge">published</span> rows are copied from the named source;
+they stand by value, without a rank. <span class="badge labels">orange</span> selection rules have
+read target labels and are never ranked against those that have not.</p>"""
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #5b6470; --line: #d5dae0;
+  --accent: #1f6feb; --labels: #b35900; }
+@media (prefers-color-scheme: dark) { :root { --back: #14171b; --text: #e4e8ee; --soft: #9aa4b1;
+  --line: #39414b; --accent: #6aa8ff; --labels: #ffb266; } }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; background: var(--back);
+  color: var(--text); }
+a { color: var(--accent); }
+.scroll { overflow: auto; max-height: 80vh; }
+table { border-collapse: collapse; font-size: 13px; }
+.rows th, .rows td { padding: 3px 8px; border-bottom: 1px solid var(--line); text-align: left;
+  white-space: nowrap; }
+.rows .number { text-align: right; font-variant-numeric: tabular-nums; }
+.rows thead th { position: sticky; top: 0; z-index: 1; background: var(--back); }
+.rows tr.published, .rows tr.published th { color: var(--soft); }
+button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 2px;
+  cursor: pointer; }
+[aria-sort="ascending"] button::after { content: " \\2191"; }
+[aria-sort="descending"] button::after { content: " \\2193"; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+form { margin: .6rem 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: baseline; }
+.badge { border: 1px solid currentColor; border-radius: 9px; padding: 0 7px; font-size: 12px;
+  font-weight: 400; white-space: nowrap; }
+.badge.labels { color: var(--labels); }
+.heat td { min-width: 2em; padding: 2px 3px; text-align: center;
+  background: color-mix(in srgb, var(--accent) var(--heat, 0%), var(--back)); }
+.heat td { text-shadow: 0 0 3px var(--back), 0 0 3px var(--back); }
+.heat th { font-weight: 400; text-align: left; white-space: nowrap; padding-right: 8px; }
+.heat thead th { vertical-align: bottom; padding: 2px; }
+.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
+svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
+svg .name { text-anchor: end; } svg .tick { text-anchor: middle; fill: var(--soft); }
+svg .grid { stroke: var(--line); } svg .span { stroke: var(--accent); stroke-width: 2; }
+svg circle { fill: var(--accent); stroke: var(--accent); }
+svg .published circle { fill: var(--back); stroke: var(--soft); }
+svg .published text { fill: var(--soft); }
+figure { margin: 0 0 1rem; } figure img { max-width: 100%; }
+[hidden] { display: none !important; } svg [hidden] { display: initial !important; opacity: .12; }
+"""
+
+SCRIPT = """
+"use strict";
+// Values without a number or a word stay last, whichever way the column is sorted.
+function compare(a, b, sign) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  const [x, y] = [Number(a), Number(b)];
+  const numbers = a !== "" && b !== "" && !Number.isNaN(x) && !Number.isNaN(y);
+  return sign * (numbers ? x - y : a.localeCompare(b));
+}
+function sort(button) {
+  const head = button.closest("th"), body = button.closest("table").tBodies[0];
+  const now = head.getAttribute("aria-sort"), first = button.dataset.first;
+  const other = first === "ascending" ? "descending" : "ascending";
+  const way = now === first ? other : first;
+  for (const one of head.parentNode.children)
+    if (one.hasAttribute("aria-sort")) one.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", way);
+  const value = row => row.cells[head.cellIndex].getAttribute("data-value");
+  const sign = way === "ascending" ? 1 : -1;
+  body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b), sign)));
+}
+function filter(form) {
+  const section = form.closest("section"), words = form.words.value.toLowerCase().split(/\\s+/);
+  let shown = 0, all = 0;
+  for (const row of section.querySelectorAll("table.rows tbody tr")) {
+    const text = row.textContent.toLowerCase();
+    const fits = words.every(word => text.includes(word)) &&
+      (!form.kind.value || row.dataset.kind === form.kind.value) &&
+      (!form.rule.value || row.dataset.rule === form.rule.value);
+    for (const same of section.querySelectorAll(`[data-row="${row.dataset.row}"]`))
+      same.toggleAttribute("hidden", !fits);
+    shown += fits; all += 1;
+  }
+  form.querySelector("[role=status]").textContent =
+    shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+}
+for (const button of document.querySelectorAll("th button"))
+  button.addEventListener("click", () => sort(button));
+for (const form of document.querySelectorAll("form")) {
+  form.addEventListener("input", () => filter(form));
+  form.addEventListener("submit", event => event.preventDefault());
+}
+"""

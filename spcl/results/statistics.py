@@ -1,0 +1,210 @@
+"""How sure a mean over seeds and images is, and a difference between two of them.
+
+Three sources of doubt are told apart.  Over seeds: the t interval, for exactly these images.  Over
+images: a bootstrap of the stored per-image matrices, for exactly these networks.  Both together:
+variance components.  With Y_s the score of seed s and R_s its replicates over resampled images,
+
+    Var(mean of Y) = var(Y_s) / S  +  mean over s != t of cov(R_s, R_t)
+
+The first term holds what seeds and what the interaction of seeds and images contribute, the second
+what all seeds share because they are scored on the same images.  Its degrees of freedom are
+Satterthwaite's.  A percentile bootstrap over seeds would be far too narrow at 3 to 10 of them.
+
+Letters: N images, K classes, B resamples, S seeds.  No torch; scipy only where a quantile is asked.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from spcl.protocols import PROTOCOLS
+
+CONFIDENCE = 0.95
+POWER = 0.8  # with which the smallest detectable difference would be found
+RESAMPLES = 1000
+RESAMPLING_SEED = 0  # the same draws for every run: resampling is paired
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or a difference with its standard error; df None: nothing can be said of it."""
+
+    value: float
+    error: float | None = None
+    df: float | None = None
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        if self.error is None or self.df is None:
+            return None, None
+        half = t_quantile((1 + CONFIDENCE) / 2, self.df) * self.error
+        return self.value - half, self.value + half
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided, of the hypothesis that the value is 0."""
+        if self.error is None or self.df is None:
+            return None
+        if self.error == 0:
+            return 1.0 if self.value == 0 else 0.0
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.df, -abs(self.value) / self.error))
+
+
+def t_quantile(probability: float, df: float) -> float:
+    from scipy.special import stdtrit  # most of a second, for commands that need no interval
+
+    return float(stdtrit(df, probability))
+
+
+# Over images.
+
+
+@lru_cache(maxsize=4)
+def resampling_weights(images: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(B, N): how often each image is drawn in each resample."""
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    share = np.full(images, 1 / images)
+    return rng.multinomial(images, share, size=resamples).astype(np.float64)
+
+
+def headline_replicates(
+    matrices: np.ndarray, protocol: str, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """(B,) the protocol's headline mean over resampled images.
+
+    matrices  (N, K, K) per image, rows truth, in an order that all compared runs share
+    """
+    rules = PROTOCOLS[protocol]
+    hits = np.einsum("nkk->nk", matrices).astype(np.float64)
+    truth, predicted = matrices.sum(2), matrices.sum(1)
+    if rules.masked:
+        masked = list(rules.masked)
+        predicted = predicted - matrices[:, masked].sum(1)
+        hits[:, masked] = truth[:, masked] = 0
+    weights = resampling_weights(len(matrices), resamples)
+    # Sums over each resample's images are one product: (B, N) @ (N, K).
+    intersection = weights @ hits
+    union = weights @ (truth + predicted).astype(np.float64) - intersection
+    classes = next(iter(rules.means.values()))
+    if classes is not None:
+        intersection, union = intersection[:, list(classes)], union[:, list(classes)]
+    found = union > 0
+    values = np.divide(intersection, union, out=np.zeros_like(union), where=found)
+    return values.sum(1) / np.maximum(found.sum(1), 1)
+
+
+def image_interval(replicates: np.ndarray) -> tuple[float, float]:
+    """Percentile interval over images of one run or of the mean of several, seeds fixed."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(replicates, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+# Over seeds, and both together.
+
+
+def seed_estimate(values: Sequence[float]) -> Estimate:
+    """Mean over seeds, for these images; one seed has no error."""
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < 2:
+        return Estimate(mean)
+    variance = math.fsum((v - mean) ** 2 for v in values) / (count - 1)
+    return Estimate(mean, math.sqrt(variance / count), count - 1)
+
+
+def image_covariance(replicates: np.ndarray, images: int) -> np.ndarray:
+    """(S, S) covariance over images of the runs' scores.  replicates (S, B)."""
+    centred = replicates - replicates.mean(1, keepdims=True)
+    # A bootstrap of N images underestimates a variance by (N - 1) / N.
+    return centred @ centred.T / (replicates.shape[1] - 1) * (images / max(images - 1, 1))
+
+
+def shared_part(covariance: np.ndarray) -> float:
+    """Mean covariance of two different seeds: what more seeds would not average away."""
+    count = len(covariance)
+    if count < 2:
+        return 0.0
+    return max(0.0, float((covariance.sum() - np.trace(covariance)) / (count * (count - 1))))
+
+
+def combined_estimate(values: Sequence[float], covariance: np.ndarray, images: int) -> Estimate:
+    """Mean over seeds, for other seeds and other images; one seed has no error.
+
+    covariance  (S, S) of `image_covariance`, zeros where no matrices are stored
+    """
+    over_seeds = seed_estimate(values)
+    if over_seeds.error is None:
+        return over_seeds
+    parts = [(over_seeds.error**2, over_seeds.df), (shared_part(covariance), images - 1)]
+    return Estimate(over_seeds.value, *satterthwaite(parts))
+
+
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error and degrees of freedom of a sum of (variance, degrees of freedom)."""
+    total = math.fsum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0, parts[0][1]
+    spread = math.fsum(variance**2 / df for variance, df in parts if variance > 0)
+    return math.sqrt(total), total**2 / spread
+
+
+def difference(
+    one: dict[int, float], other: dict[int, float], covariance: np.ndarray, images: int
+) -> Estimate:
+    """Mean of one row minus mean of another: paired over common seeds where there are two.
+
+    one, other  seed -> score
+    covariance  over images, of the runs of `one` in order and then those of `other`
+    """
+    common = [seed for seed in one if seed in other]
+    if len(common) >= 2:
+        first = [list(one).index(seed) for seed in common]
+        second = [len(one) + list(other).index(seed) for seed in common]
+        paired = (
+            covariance[np.ix_(first, first)]
+            + covariance[np.ix_(second, second)]
+            - covariance[np.ix_(first, second)]
+            - covariance[np.ix_(second, first)]
+        )
+        return combined_estimate([one[s] - other[s] for s in common], paired, images)
+    mine, theirs = seed_estimate(list(one.values())), seed_estimate(list(other.values()))
+    value = mine.value - theirs.value
+    if mine.error is None or theirs.error is None:
+        return Estimate(value)  # how seeds differ is unknown
+    count = len(one)
+    between = float(covariance[:count, count:].mean())
+    shared = (
+        shared_part(covariance[:count, :count])
+        + shared_part(covariance[count:, count:])
+        - 2 * between
+    )
+    parts = [(mine.error**2, mine.df), (theirs.error**2, theirs.df), (max(0.0, shared), images - 1)]
+    return Estimate(value, *satterthwaite(parts))
+
+
+# Many comparisons.
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Adjusted p values, step down."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * p[order]))
+    return adjusted
+
+
+def detectable_difference(differences: Sequence[Estimate]) -> float | None:
+    """The difference that a comparison of median error finds with POWER, as Holm's first step."""
+    tested = sorted((e for e in differences if e.error is not None), key=lambda e: e.error)
+    if not tested:
+        return None
+    typical = tested[len(tested) // 2]
+    alpha = (1 - CONFIDENCE) / len(tested)
+    return typical.error * (t_quantile(1 - alpha / 2, typical.df) + t_quantile(POWER, typical.df))
