@@ -22,6 +22,7 @@ from spcl.settings import digest
 RESERVED = {
     "artefacts": "the folder where runs share their stages",
     "searches": "the folder of searches",
+    "sweeps": "the folder of sweeps",
 }
 
 

@@ -55,7 +55,7 @@ def describe(search: Search) -> str:
 
     set_up_torch(config.train)
     classes = len(shards["source"].class_names)
-    seconds = {name: _step_seconds(closed, name, classes, search.devices) for name in closed.stages}
+    seconds = {name: step_seconds(closed, name, classes, search.devices) for name in closed.stages}
     lines += ["", f"{'rung':<24}{'jobs':>6}{'steps a job':>13}{'device-hours':>14}"]
     whole = 0.0
     jobs = expected_jobs(search.trials, len(search.rungs), search.eta)
@@ -80,7 +80,7 @@ def describe(search: Search) -> str:
     return "\n".join(lines)
 
 
-def _step_seconds(config: Config, name: str, classes: int, devices: int) -> float:
+def step_seconds(config: Config, name: str, classes: int, devices: int) -> float:
     """Seconds of one step of a stage on this machine's device, its share of the batch."""
     device = choose_device(config.train, 0)
     batch = max(1, config.batch_of(name) // devices)

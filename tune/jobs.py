@@ -93,7 +93,7 @@ def trial(config: dict[str, Any]) -> None:
 
 def run(job: Job) -> dict[str, Any]:
     """The job's record; made unless it stands.  Raises only what another attempt may mend."""
-    with _lease(job.run.folder):
+    with waiting_lease(job.run.folder):
         if job.record.is_file():
             return json.loads(job.record.read_text())
         attempts = _count_attempt(job)
@@ -108,7 +108,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _lease(folder: Path) -> Iterator[None]:
+def waiting_lease(folder: Path) -> Iterator[None]:
     """One writer per configuration; a killed driver's workers live on for some seconds."""
     deadline = time.monotonic() + 2 * EXPIRES
     lease = Lease(folder)

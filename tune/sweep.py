@@ -1,0 +1,139 @@
+"""A paper's table with one command: a grid of settings times seeds, each stage made once."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ray_jobs import cluster
+from spcl import cli
+from spcl.data.catalog import data_root
+from spcl.errors import UserError
+from spcl.launch import check_batches, check_name
+from spcl.lease import Lease
+from tune.sweep_grid import SCALES, TINY_FRACTION, Schedule, Sweep, find_file, resolve
+from tune.sweep_live import Live
+from tune.sweep_table import as_text, make_table, write_table
+
+EXAMPLE = """examples:
+  python tune/sweep.py configs/sweeps/components.yaml --dry-run
+  python tune/sweep.py configs/sweeps/components.yaml --benchmark gta5 --seeds 0..2
+  python tune/sweep.py configs/sweeps/switches.yaml --scale tiny --workers 0
+The same command continues a sweep that was stopped; more --seeds run only what is new.
+"""
+DEFAULT_SEEDS = "0..2"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python tune/sweep.py",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", help="a sweep file, or a name in configs/sweeps")
+    add("--benchmark", help="a file of configs/benchmarks (default: the sweep's, else streets)")
+    add("--seeds", default=DEFAULT_SEEDS, help=f"e.g. 0..4 or 0,3 (default: {DEFAULT_SEEDS})")
+    add("--scale", choices=SCALES, default="full", help=f"tiny: 1/{TINY_FRACTION} of every stage")
+    add("--name", help="of the folder of the table (default: made of what is asked)")
+    add("--workers", type=int, metavar="N", help="cells at a time (default: all); 0: without Ray")
+    add("--workers-per-cell", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
+    add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
+    add("settings", nargs="*", metavar="key=value", help="settings of every row")
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.workers_per_cell < 1:
+        raise UserError(f"--workers-per-cell must be at least 1, got {arguments.workers_per_cell}")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise UserError(f"--workers must be at least 0, got {arguments.workers}")
+    if arguments.workers == 0 and arguments.workers_per_cell > 1:
+        raise UserError(
+            "--workers-per-cell needs Ray, but --workers 0 is without it; leave one out"
+        )
+    return arguments
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = parse(argv)
+    if cluster.inside_job():
+        _check_job_paths(arguments)
+    if arguments.name is not None:
+        check_name(arguments.name)
+    sweep = resolve(
+        find_file(arguments.file),
+        arguments.benchmark,
+        list(dict.fromkeys(cli.parse_seeds(arguments.seeds))),
+        arguments.scale,
+        arguments.settings,
+        data_root(arguments.data),
+        cli.storage_root(arguments.storage),
+        _say,
+        name=arguments.name,
+        workers=arguments.workers_per_cell,
+    )
+    for cell in sweep.distinct:
+        check_batches(cell.config, arguments.workers_per_cell)
+    if arguments.dry_run:
+        from tune.sweep_estimate import describe
+
+        print(describe(sweep))
+        return 0
+    with Lease(sweep.folder):
+        return _make(sweep, arguments)
+
+
+def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
+    """Run what is missing; write and print the table.  1 if a cell failed."""
+    schedule = Schedule.of(sweep)
+    live = Live(sweep, schedule)
+    _say(f"{sweep.name}: {len(sweep.distinct)} runs, {len(schedule.waiting)} to do")
+    if schedule.waiting:
+        from tune import sweep_jobs  # imports torch
+
+        if arguments.workers == 0:
+            sweep_jobs.here(schedule, sweep, live.started, live.ended)
+        else:
+            places = arguments.workers, arguments.address
+            sweep_jobs.on_ray(schedule, sweep, *places, live.started, live.ended, live.show)
+    table = make_table(sweep, schedule.failed)
+    write_table(table)
+    print(as_text(table))
+    print(f"outputs: {sweep.folder}  (table.md, table.csv, table.html)")
+    return 1 if schedule.failed else 0
+
+
+def _check_job_paths(arguments: argparse.Namespace) -> None:
+    """A job runs in a throw-away copy of the working folder: what it writes there is lost."""
+    places = {
+        "--data": arguments.data or os.environ.get("SPCL_DATA"),
+        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
+    }
+    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
+    if wrong:
+        raise UserError(
+            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node: "
+            f"python tune/sweep.py {arguments.file} --data /shared/data --storage /shared/runs"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.guarded(run, argv)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job says how to go on
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""How a sweep's work runs: in this process, or as Ray tasks beside each other.
+
+Workers import this module by name.  A cell's run folder is its only result: DONE.json, or
+FAILED.json with the reason, which is what a piece of work returns.
+"""
+
+import gc
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_jobs import cluster
+from ray_jobs.train import COLLECTIVE_TIMEOUT
+from spcl import distributed
+from spcl.config import from_dict
+from spcl.errors import UserError
+from spcl.recipe import Recipe, open_run
+from spcl.results.store import RunFolder
+from spcl.telemetry import Telemetry
+from spcl.train import choose_device
+from spcl.trainer import Surroundings
+from tune.jobs import waiting_lease
+from tune.sweep_grid import Cell, Schedule, Sweep, Work
+
+POLL = 0.5  # seconds between looks at the cells' progress
+LOST_WORKERS = 1  # that a piece of work survives; the next one goes on from its checkpoint
+
+Started = Callable[[Work], None]
+Ended = Callable[[Work, list[Cell]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a worker needs: plain values only."""
+
+    run: str  # folder
+    config: dict[str, Any]
+    data: str
+    storage: str
+    keys: list[str]  # of the stages to make
+    finish: bool
+    worker: dict[str, float]  # resources of each worker of a group
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.run))
+
+
+def task_of(work: Work, sweep: Sweep, worker: dict[str, float]) -> Task:
+    """Opens the cell's run folder, too."""
+    cell = work.cell
+    if not (cell.run.folder / "config.yaml").is_file():
+        open_run(cell.config, cell.runs, cell.name)
+    return Task(
+        run=str(cell.run.folder),
+        config=cell.config.as_dict(),
+        data=str(sweep.data),
+        storage=str(sweep.storage),
+        keys=[stage.key for stage in work.stages],
+        finish=work.finish,
+        worker=worker,
+    )
+
+
+def perform(values: dict[str, Any]) -> str | None:
+    """Do the work; returns why it failed, if it did."""
+    task = Task(**values)
+    with waiting_lease(task.folder.folder):
+        if task.folder.done:
+            return None
+        task.folder.forget_failure()
+        if task.worker and from_dict(task.config).train.workers > 1:
+            _in_group(task)
+        else:
+            attempt(task)
+    gc.collect()  # the process is used again
+    return (task.folder.failed or {}).get("error")
+
+
+def attempt(task: Task, local_rank: int = 0) -> None:
+    """Make the stages on this rank; a failure is in FAILED.json afterwards."""
+    config, run = from_dict(task.config), task.folder
+    telemetry = Telemetry(run.folder if distributed.rank() == 0 else None)
+    try:
+        around = Surroundings(choose_device(config.train, local_rank), telemetry)
+        recipe = Recipe(config, Path(task.data), run, around, storage=Path(task.storage))
+        if task.finish:
+            recipe()
+        else:
+            recipe.make([stage for stage in recipe.stages if stage.key in task.keys])
+    except Exception as error:
+        run.fail(_reason(error), type(error).__name__)
+        (run.folder / "traceback.txt").write_text(traceback.format_exc())
+        if distributed.world_size() > 1:
+            raise  # other ranks wait for this one until Ray stops the group
+    finally:
+        telemetry.close()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def here(schedule: Schedule, sweep: Sweep, started: Started, ended: Ended) -> None:
+    """Everything in this process, one piece after another."""
+    while (work := schedule.next()) is not None:
+        started(work)
+        error = perform(asdict(task_of(work, sweep, {})))
+        ended(work, schedule.finished(work, error))
+
+
+def on_ray(
+    schedule: Schedule,
+    sweep: Sweep,
+    limit: int | None,
+    address: str | None,
+    started: Started,
+    ended: Ended,
+    show: Callable[[], None],
+) -> None:
+    """Everything on the cluster.  limit: cells at a time (default: as many as fit)."""
+    import ray
+
+    from tune import trials
+
+    train = sweep.distinct[0].config.train
+    trials.connect(address)
+    worker = trials.worker_resources(train)
+    slots = trials.slots(worker, train.workers, limit)
+    options: dict[str, Any] = {"num_cpus": worker["CPU"], "num_gpus": worker.get("GPU", 0)}
+    if train.workers > 1:  # a task that only waits for its group
+        options = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    remote = ray.remote(max_retries=LOST_WORKERS, **options)(perform)
+    running: dict[Any, Work] = {}
+    try:
+        while True:
+            while len(running) < slots and (work := schedule.next()) is not None:
+                started(work)
+                running[remote.remote(asdict(task_of(work, sweep, worker)))] = work
+            if not running:
+                break
+            for reference in ray.wait(list(running), timeout=POLL)[0]:
+                work = running.pop(reference)
+                error = _result(reference)
+                ended(work, schedule.finished(work, error))
+            show()
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=cluster.CANCEL_SECONDS)
+        trials.leave()
+
+
+def _result(reference: Any) -> str | None:
+    """Why a task failed, if it did: it says so, or its process was lost."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return _reason(error.cause)
+    except ray.exceptions.RayError as error:
+        return _reason(error)
+
+
+# More than one worker per cell.
+
+
+def _in_group(task: Task) -> None:
+    """Do the work in a Ray Train worker group."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = "GPU" in task.worker
+    trainer = TorchTrainer(
+        group_worker,
+        train_loop_config=asdict(task),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+        scaling_config=ScalingConfig(
+            num_workers=from_dict(task.config).train.workers,
+            use_gpu=gpu,
+            resources_per_worker=task.worker,
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=str(Path(task.run) / "ray"),
+            failure_config=FailureConfig(max_failures=LOST_WORKERS, controller_failure_limit=1),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        if not task.folder.failed:
+            task.folder.fail(_reason(error), type(error).__name__)
+
+
+def group_worker(values: dict[str, Any]) -> None:
+    """What each worker of the group runs."""
+    from ray.train.torch import get_device
+
+    task = Task(**values)
+    if any(distributed.gather(task.folder.failed is not None)):
+        return  # restarted after a failure that another attempt does not mend
+    attempt(task, get_device().index or 0)
