@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -380,9 +380,13 @@ def _score(
         means=means,
         confusions=str(matrices) if remote else Path(matrices.path),
         images=len(ids),
-        sample_ids=_digest(ids),
+        sample_ids=digest_of_ids(ids),
         replicates=headline_replicates(per_image, protocol).astype(np.float32),
     )
+
+
+def digest_of_ids(sample_ids: Sequence[str]) -> str:
+    return _digest(list(sample_ids))
 
 
 def load_confusions(run: Run) -> tuple[list[str], np.ndarray]:
