@@ -35,6 +35,8 @@ def columns(board: Board) -> list[Column]:
         _percent(headline, lambda r: r.mean),
         Column("95 % interval", interval, _half_width, False),
         *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
+        _span("over seeds", lambda r: r.seed_interval),
+        _span("over images", lambda r: r.image_interval),
         Column("Seeds", lambda r: str(len(r.seeds) or NOTHING), lambda r: len(r.seeds) or None),
         *(
             _percent(name, lambda r, k=k: r.iou[k] if k < len(r.iou) else None)
@@ -99,6 +101,16 @@ def _percent(name: str, value: Callable[[Row], float | None]) -> Column:
         return None if is_missing(value(row)) else value(row)
 
     return Column(name, lambda r: percent(value(r)), known)
+
+
+def _span(name: str, ends: Callable[[Row], tuple[float, float] | None]) -> Column:
+    def text(row: Row) -> str:
+        return " to ".join(map(percent, ends(row))) if ends(row) else NOTHING
+
+    def width(row: Row) -> float | None:
+        return ends(row)[1] - ends(row)[0] if ends(row) else None
+
+    return Column(name, text, width, False)
 
 
 def _rank(row: Row) -> float | None:

@@ -223,7 +223,8 @@ def _heat_map(board: Board) -> str:
         for number, row in enumerate(board.rows)
     )
     return (
-        f'{_scrolled(board, "heat map")}<table class="heat"><thead><tr><td></td>{head}</tr></thead>\n'
+        f"{_scrolled(board, 'heat map')}"
+        f'<table class="heat"><thead><tr><td></td>{head}</tr></thead>\n'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
