@@ -20,6 +20,7 @@ from spcl.stages import Stage
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+COST = "cost.json"  # device-seconds; no part of the result, so the manifest does not list it
 
 
 class ArtefactStore:
@@ -60,6 +61,18 @@ class ArtefactStore:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
 
+    def write_cost(self, stage: Stage, seconds: float) -> None:
+        """Note the device-seconds that a stored stage took."""
+        atomic.write_json(self.path(stage) / COST, {"schema": SCHEMA, "device_seconds": seconds})
+
+    def cost(self, stage: Stage) -> float | None:
+        """Device-seconds of a stage and all it was made from; None where one is unknown."""
+        made_from = {s.key: s for s in _ancestry(stage)}.values()
+        paths = [self.path(s) / COST for s in made_from]
+        if not all(path.is_file() for path in paths):
+            return None
+        return sum(json.loads(path.read_text())["device_seconds"] for path in paths)
+
     def _sweep(self) -> None:
         """Remove what killed processes of this host left half-written."""
         for leftover in self.root.glob(f".*.{socket.gethostname()}-*.tmp"):
@@ -83,6 +96,12 @@ class ArtefactStore:
         }
         atomic.write_json(temporary / MANIFEST, manifest)
         atomic.publish(temporary, self.path(stage))
+
+
+def _ancestry(stage: Stage) -> Iterator[Stage]:
+    yield stage
+    for needed in stage.inputs.values():
+        yield from _ancestry(needed)
 
 
 def verify(folder: Path) -> dict[str, Any]:

@@ -28,8 +28,13 @@ def describe(
         "name": name,
         "benchmark": config.benchmark,
         "method": config.method,
+        "backbone": config.model.name,
+        "evaluation_size": list(config.evaluation.size),
         "seed": config.seed,
-        "stages": [{"title": s.title, "kind": s.kind, "key": s.key} for s in stages],
+        "stages": [
+            {"title": s.title, "kind": s.kind, "key": s.key, "settings": s.settings_key}
+            for s in stages
+        ],
         "data": {
             role: {"name": s.name, "fingerprint": s.fingerprint, "samples": len(s)}
             for role, s in data.items()

@@ -6,6 +6,7 @@ to do, so a killed run continues by running the same command.
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,12 @@ class Recipe:
                 self.around.telemetry.message(f"{stage.title}: done before, reused")
                 continue
             self.around.telemetry.message(f"{stage.title}: started")
+            resumed = (self.run.folder / "checkpoints" / stage.progress).exists()
+            started = time.perf_counter()
             getattr(self, f"_{stage.kind}")(stage)
+            if distributed.rank() == 0 and not resumed:  # what earlier launches took is unknown
+                seconds = (time.perf_counter() - started) * distributed.world_size()
+                self.store.write_cost(stage, seconds)
 
     # One method per kind of stage.
 
@@ -248,6 +254,11 @@ class Recipe:
                 "seed": self.config.seed,
                 "source": {k: source.metadata[k] for k in ("dataset", "absent_train_ids")},
                 "artefacts": {stage.title: stage.folder for stage in self.stages},
+                "device_seconds": {
+                    stage.title: self.store.cost(stage)
+                    for stage in self.stages
+                    if stage.kind == "train"
+                },
             } | (self._table() if evaluated else self._pictures())
             self.run.finish(summary)
         distributed.barrier()

@@ -37,16 +37,22 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return digest(
-            {
-                "stage": f"train/{self.method}" if self.method else self.kind,
-                "version": self.version,
-                "seed": self.seed,
-                "settings": self.settings,
-                "data": self.data,
-                "inputs": {role: stage.key for role, stage in self.inputs.items()},
-            }
-        )
+        return digest(self._content("key") | {"seed": self.seed})
+
+    @cached_property
+    def settings_key(self) -> str:
+        """The key without the seed: stages of equal ones differ by chance alone."""
+        return digest(self._content("settings_key"))
+
+    def _content(self, key: str) -> dict[str, Any]:
+        """What determines the result but the seed; inputs by their `key`, an attribute's name."""
+        return {
+            "stage": f"train/{self.method}" if self.method else self.kind,
+            "version": self.version,
+            "settings": self.settings,
+            "data": self.data,
+            "inputs": {role: getattr(stage, key) for role, stage in self.inputs.items()},
+        }
 
     @property
     def progress(self) -> str:

@@ -136,6 +136,8 @@ def audit(
         "experiment": experiment.name,
         "objective": experiment.request["objective"],
         "split": oracle.split.name,
+        "fingerprint": oracle.split.fingerprint,
+        "confusions": oracle.cache.name,
         "images": len(oracle.split),
         "protocol": protocol,
         "classes": oracle.split.class_names,

@@ -270,7 +270,7 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "target": manifest["data"]["evaluation"]["name"],
             "target_fingerprint": manifest["data"]["evaluation"]["fingerprint"],
             "settings": evaluation.get("settings") or _digest([older, row["stage"]]),
-            "device_seconds": row.get("device_seconds"),
+            "device_seconds": done.get("device_seconds", {}).get(row["stage"]),
             "date": datetime.fromtimestamp(manifest["started"], UTC).date().isoformat(),
             "code": manifest["code"],
             "folder": str(folder),
