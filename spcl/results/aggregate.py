@@ -8,6 +8,7 @@ of it stops the reading.  Needs no torch and no ray.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -29,9 +30,10 @@ from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replica
 from spcl.results.store import SCHEMA, upgrade
 
 CACHE_SCHEMA = "1"
-CONTAINERS = ("searches", "sweeps")  # folders of a storage that hold more of what is looked for
-OTHER = ("artefacts",)  # folders of a storage that hold no runs
+CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
+OTHER = ("artefacts", "sweeps", "leaderboard")  # that hold no run at full budget
 PROBED = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
+PICK = re.compile(r"(?P<search>.+)-c\d+(-s\d+)?")  # how a search names the runs of its picks
 TOLERANCE = 1e-6  # between the IoU a run states and the one its matrices give
 
 
@@ -254,6 +256,10 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
     stages = {stage["title"]: stage for stage in manifest["stages"]}
     last = [title for title, stage in stages.items() if stage["kind"] == "train"][-1]
     backbone, size, older = _about_network(folder, manifest)
+    selection, label_budget = _chosen_by(folder) or (
+        manifest["selection"],
+        manifest["label_budget"],
+    )
     runs = []
     for row in done["table"]:
         evaluation = stages.get(f"evaluation of {row['stage']}", {})
@@ -263,8 +269,8 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "method": manifest["method"],
             "stage": row["stage"],
             "backbone": backbone,
-            "selection": manifest["selection"],
-            "label_budget": manifest["label_budget"],
+            "selection": selection,
+            "label_budget": label_budget,
             "seed": manifest["seed"],
             "eval_size": size,
             "target": manifest["data"]["evaluation"]["name"],
@@ -281,6 +287,19 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
         stated = next(iter(row["means"].values()))["value"]
         runs.append(_score(matrices, done["classes"], stated, common))
     return runs, []
+
+
+def _chosen_by(folder: _Folder) -> tuple[str, int] | None:
+    """Objective and label budget of the search whose pick this run trains, by the run's name."""
+    name = PICK.fullmatch(folder.name)
+    if name is None:
+        return None
+    storage = _Folder(folder.files, folder.path.rstrip("/").rpartition("/")[0], "")
+    request = storage / "searches" / name["search"] / "search.yaml"
+    if not folder.files.get_file_info(request.path).is_file:
+        return None
+    values = request.yaml()
+    return values["objective"], values["label_budget"]
 
 
 def _about_network(
