@@ -27,7 +27,7 @@ OURS = Row(
     runs=(),
     rank=1,
     group="without target labels",
-    badges=(),
+    badges=("last",),
     published=False,
     note="",
     seed_interval=(0.46, 0.54),
@@ -49,7 +49,7 @@ PUBLISHED = replace(
     code=(),
     rank=None,
     group="",
-    badges=(),
+    badges=("published", "mean disagrees"),
     published=True,
     note="arXiv:2111.12358 Table 1",
     seed_interval=None,
@@ -65,8 +65,10 @@ def board(folder: Path) -> Board:
         (run / "DONE.json").write_text("{}")
     Image.new("RGB", (64, 32), (200, 30, 30)).save(runs[0] / "panel.png")
     rows = [
-        replace(OURS, key="o", method="source_only", selection="target_oracle", label_budget=100, mean=0.6, low=None,
-                high=None, means={"mIoU": 0.6, "mIoU-tail": 0.1}, seeds=(0,),
+        replace(OURS, key="o", method="source_only", selection="target_oracle",
+                label_budget=100, mean=0.6, low=None, high=None,
+                means={"mIoU": 0.6, "mIoU-tail": 0.1}, seeds=(0,),
+                badges=("target_oracle", "target labels"),
                 iou=(0.2, 0.9, None), group="with target labels"),
         replace(OURS, runs=tuple(map(str, runs))),
         PUBLISHED,

@@ -15,6 +15,7 @@ from pathlib import Path
 from spcl import cli
 from spcl.errors import UserError
 from spcl.results.aggregate import read_runs
+from spcl.results.columns import plain
 from spcl.results.published import published_results
 from spcl.results.ranking import make_boards
 from spcl.results.report import board_text, write_boards
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) from None
     print("\n\n".join(board_text(board) for board in boards))
     for reason in unread:
-        print(f"not read: {reason}", file=sys.stderr)
+        print(f"not read: {plain(reason)}", file=sys.stderr)
     print(f"\n{len(runs)} results of {len({run.folder for run in runs})} runs")
     print("\n".join(str(path) for path in paths))
     return 0

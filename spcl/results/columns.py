@@ -31,7 +31,6 @@ def columns(board: Board) -> list[Column]:
         _words("Method", lambda r: r.method),
         _words("Backbone", lambda r: r.backbone),
         _words("Selection", selection),
-        _words("Ranked among", lambda r: r.group),
         _percent(headline, lambda r: r.mean),
         Column("95 % interval", interval, _half_width, False),
         *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
@@ -45,7 +44,8 @@ def columns(board: Board) -> list[Column]:
         Column("Device-hours", _hours, lambda r: r.device_hours, False),
         _words("Date", lambda r: r.date),
         _words("Code", lambda r: ", ".join(code[:CODE_LETTERS] for code in r.code)),
-        _words("Note", lambda r: "; ".join([*r.badges, *([r.note] if r.note else [])])),
+        _words("Ranked among", lambda r: r.group),
+        _words("Note", lambda r: r.note),
     ]
 
 
@@ -73,6 +73,8 @@ def is_missing(value: float | None) -> bool:
 
 
 def detectable(board: Board) -> str:
+    if all(row.published for row in board.rows):
+        return "No run of ours yet."
     if board.detectable is None:
         return "Too few seeds to say which difference could be detected."
     return (
@@ -83,6 +85,11 @@ def detectable(board: Board) -> str:
 
 def title(board: Board) -> str:
     return f"{board.benchmark}, protocol {board.protocol}"
+
+
+def plain(text: str) -> str:
+    """Without what could steer a terminal or is no text at all."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def mean_names(board: Board) -> list[str]:
@@ -129,4 +136,4 @@ def link(folder: str, out: Path) -> str | None:
     """A relative address of a run's folder; None where it is in no local filesystem."""
     if "://" in folder:
         return None
-    return quote(os.path.relpath(folder, out).replace(os.sep, "/")) + "/"
+    return quote(os.fsencode(os.path.relpath(folder, out))) + "/"

@@ -122,19 +122,17 @@ def _cell(column: Column, row: Row) -> str:
     kind = ' class="number"' if isinstance(value, (int, float)) else ""
     sort = "" if value is None else f' data-value="{escape(str(value))}"'
     if column.title == "Method":
-        mark = ' <span class="badge">published</span>' if row.published else ""
-        return f'<th scope="row"{sort}>{text}{mark}</th>'
+        return f'<th scope="row"{sort}>{text}{_badges(row) if row.published else ""}</th>'
     if column.title == "Selection" and not row.published:
-        text = f'<span class="badge{_warning(row)}">{text}</span>'
-    if column.title == "Note":
-        badges = "".join(f'<span class="badge">{escape(badge)}</span> ' for badge in row.badges)
-        text = badges + escape(row.note)
+        text = _badges(row).strip()
     return f"<td{kind}{sort}>{text}</td>"
 
 
-def _warning(row: Row) -> str:
-    """Of a badge: were target labels used?"""
-    return " labels" if row.label_budget or row.selection.startswith(USES_LABELS) else ""
+def _badges(row: Row) -> str:
+    """A published row's marks, or how ours was selected; orange where target labels were read."""
+    kind = "badge labels" if row.label_budget or row.selection.startswith(USES_LABELS) else "badge"
+    texts = [selection(row) if badge == row.selection else badge for badge in row.badges]
+    return "".join(f' <span class="{kind}">{escape(text)}</span>' for text in texts)
 
 
 def _links(row: Row, out: Path) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from spcl.results.columns import (
     interval,
     mean_names,
     percent,
+    plain,
     selection,
     title,
 )
@@ -28,7 +30,8 @@ from spcl.results.ranking import Board, Row
 SCHEMA = 1
 FILES = ("leaderboard.html", "leaderboard.md", "leaderboard.json")
 TEXT_PUBLISHED = 5  # published rows of a board in a terminal; the files hold all
-NAME_WIDTH = 44  # letters of a row's name in a terminal
+NAME_WIDTH = 62  # letters of a row's name in a terminal
+KEY_LETTERS = 8  # of a row's key, where rows would read the same
 
 
 def write_boards(boards: Sequence[Board], unread: Sequence[str], out: Path) -> list[Path]:
@@ -39,7 +42,8 @@ def write_boards(boards: Sequence[Board], unread: Sequence[str], out: Path) -> l
     texts = (page(boards, unread, out), markdown(boards, unread), as_json(boards, unread))
     paths = [out / name for name in FILES]
     for path, text in zip(paths, texts, strict=True):
-        atomic.write_bytes(path, text.encode())
+        # A folder's name need not be text; where it is not, the link alone is exact.
+        atomic.write_bytes(path, text.encode(errors="replace"))
     return paths
 
 
@@ -54,6 +58,7 @@ def board_text(board: Board) -> str:
         f"{'rank':>5}  {'row':<{NAME_WIDTH}}{headline:>8}  {'95 % interval':<16}{names}{'seeds':>7}"
     )
     lines = [title(board), head, "-" * len(head)]
+    alike = Counter(map(_name, board.rows))
     published = 0
     for row in board.rows:
         published += row.published
@@ -61,26 +66,22 @@ def board_text(board: Board) -> str:
             continue
         means = "".join(f"{percent(row.means.get(name)):>12}" for name in others)
         rank = NOTHING if row.rank is None else str(row.rank)
+        name = _name(row) if alike[_name(row)] == 1 else f"{_name(row)} {row.key[:KEY_LETTERS]}"
         lines.append(
-            f"{rank:>5}  {_name(row):<{NAME_WIDTH}}{percent(row.mean):>8}  "
+            f"{rank:>5}  {name:<{NAME_WIDTH}}{percent(row.mean):>8}  "
             f"{interval(row):<16}{means}{len(row.seeds) or NOTHING:>7}"
         )
     if published > TEXT_PUBLISHED:
         lines.append(f"       and {published - TEXT_PUBLISHED} more published rows in the files")
     lines.append(detectable(board))
-    lines += [f"kept apart: {_plain(reason)}" for reason in board.kept_apart]
+    lines += [f"kept apart: {plain(reason)}" for reason in board.kept_apart]
     return "\n".join(lines)
 
 
 def _name(row: Row) -> str:
     kind = "published" if row.published else selection(row)
-    text = _plain(f"{row.method}, {row.backbone} ({kind})")
-    return text if len(text) < NAME_WIDTH else text[: NAME_WIDTH - 2] + "…"
-
-
-def _plain(text: str) -> str:
-    """Without what could steer a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    text, width = plain(f"{row.method}, {row.backbone} ({kind})"), NAME_WIDTH - KEY_LETTERS - 2
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 # leaderboard.json
@@ -135,8 +136,8 @@ def _markdown_table(board: Board) -> list[str]:
 
 def _escaped(text: str) -> str:
     """Text that is no markup, in Markdown or in the HTML that Markdown may hold."""
-    plain = _plain(" ".join(text.split())).replace("&", "&amp;")
-    return re.sub(r"([\\`*_\[\]()#|~!<>])", _entity, plain)
+    one_line = plain(" ".join(text.split())).replace("&", "&amp;")
+    return re.sub(r"([\\`*_\[\]()#|~!<>])", _entity, one_line)
 
 
 def _entity(match: re.Match) -> str:

@@ -4,13 +4,20 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from boards import board
 from PIL import Image
 
-from spcl.results.report import write_boards
+from spcl import cli
+from spcl.data.labels import CLASS_NAMES
+from spcl.protocols import score
+from spcl.results.report import FILES, write_boards
+from spcl.results.store import RunFolder, write_confusions
+from tune.leaderboard import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs Debian's chromium, not installed")
@@ -71,6 +78,87 @@ def chromium(tmp_path, address, *options):
     lines = [line for line in done.stderr.splitlines() if ":CONSOLE" in line and ".html" in line]
     assert lines == []
     return done.stdout
+
+
+def write_run(folder, seed=0, method="spcl"):
+    """A finished run of one stage on two images of 19 classes, each half right."""
+    confusion = np.full((2, 19, 19), 0) + np.eye(19, dtype=int) * 5
+    confusion[:, :, 0] += 5
+    write_confusions(folder / "evaluations" / "spcl.parquet", ["a", "b"], confusion)
+    run = RunFolder(folder)
+    (folder / "config.yaml").write_text("seed: 0")
+    data = {"name": "streets/val", "fingerprint": "f" * 64, "samples": 2}
+    stages = [
+        {"title": "spcl", "kind": "train", "key": "1" * 64},
+        {"title": "evaluation of spcl", "kind": "evaluation", "key": "2" * 64, "settings": "s"},
+    ]
+    run.write(
+        "manifest.json",
+        {"name": folder.name, "benchmark": "streets", "method": method, "seed": seed}
+        | {"stages": stages, "data": {"evaluation": data}, "selection": "last", "label_budget": 0}
+        | {"protocol": "cityscapes19", "code": "c" * 16, "started": 1.8e9}
+        | {"backbone": "tiny", "evaluation_size": [64, 128]},
+    )
+    row = {"stage": "spcl", "title": "adapted"} | score(confusion.sum(0), "cityscapes19")
+    run.finish(
+        {"classes": list(CLASS_NAMES), "protocol": "cityscapes19", "images": 2, "seed": seed}
+        | {"selection": "last", "table": [row], "artefacts": {}}
+        | {"device_seconds": {"spcl": 3600.0}}
+    )
+
+
+def call(*arguments):
+    return cli.guarded(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_shows_runs_and_published_rows_on_their_boards(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"run-s{seed}", seed)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "DONE.json").write_text("{")
+    for _ in range(2):  # the second call finds the first one's files in the storage
+        assert call("--storage", tmp_path) == 0
+        captured = capsys.readouterr()
+        titles = re.findall("^(.*), protocol (.*)$", captured.out, re.MULTILINE)
+        assert titles == [
+            ("gta5", "cityscapes19"),
+            ("streets", "cityscapes19"),
+            ("synscapes", "cityscapes19"),
+            ("synthia", "syn16_masked"),
+        ]
+        assert re.search(r"spcl, tiny \(last\) +50\.0 ", captured.out) is None
+        assert "2 results of 2 runs" in captured.out
+        (problem,) = [line for line in captured.err.splitlines() if line.startswith("not read")]
+        assert "broken" in problem
+    boards = json.loads((tmp_path / "leaderboard/leaderboard.json").read_text())["boards"]
+    (row,) = next(board for board in boards if board["benchmark"] == "streets")["rows"]
+    # Every class but the first: 5 right, 5 missed; the first: 10 right, 18 times 5 too many.
+    assert row["mean"] == pytest.approx((18 * 0.5 + 10 / 100) / 19)
+    assert row["seeds"] == [0, 1] and row["device_hours"] == 2
+    assert all(Path(folder).is_dir() for folder in row["runs"])
+    assert sum(len(board["rows"]) for board in boards if board["benchmark"] != "streets") == 63
+
+
+def test_runs_of_elsewhere_and_files_elsewhere(tmp_path, capsys):
+    write_run(tmp_path / "mine" / "run")
+    assert call("--runs", tmp_path / "mine", "--out", tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= set(FILES)
+    assert "streets, protocol" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["run"]
+
+
+def test_a_folder_that_is_not_there_is_a_mistake(tmp_path, capsys):
+    assert call("--runs", tmp_path / "none", "--out", tmp_path) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert call("--runs", tmp_path, "--out", tmp_path / "file") == 2
+    assert "is not writable" in capsys.readouterr().err
+
+
+def test_the_command_needs_neither_torch_nor_ray(tmp_path):
+    code = "import sys, tune.leaderboard; print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 @pytest.fixture

@@ -62,12 +62,14 @@ def test_three_whole_files_and_nothing_else_are_written(out):
 
 def test_rows_keep_the_order_of_the_board(html, streets):
     rows = [row for row in html.rows if row[0] in ("–", "1", "2")]
-    assert [row[1].removesuffix(" published") for row in rows] == [r.method for r in streets.rows]
+    assert [row[1].removesuffix(" published mean disagrees") for row in rows] == [
+        r.method for r in streets.rows
+    ]
 
 
 def test_published_rows_are_marked_and_have_a_source_and_no_rank(html, out):
     row = next(row for row in html.rows if "FADA" in row[1])
-    assert row[0] == "–" and row[1] == "FADA published"
+    assert row[0] == "–" and row[1] == "FADA published mean disagrees"
     assert "arXiv:2111.12358 Table 1" in row
     line = next(t for t in (out / "leaderboard.md").read_text().splitlines() if "FADA" in t)
     assert line.startswith("| – | FADA (published) |") and "arXiv:2111.12358 Table 1" in line
@@ -124,7 +126,7 @@ def test_names_are_text_in_markdown_too(out):
 
 def test_target_labels_are_visible_in_the_badge_of_the_selection_rule(html, out):
     badges = [a["class"] for a in html.all("span") if a.get("class", "").startswith("badge")]
-    assert badges.count("badge labels") == 2  # the legend's, and that of one row
+    assert badges.count("badge labels") == 3  # the legend's, and two of one row
     assert "target&#95;oracle, 100 target labels" in (out / "leaderboard.md").read_text()
 
 
@@ -181,6 +183,20 @@ def test_a_terminal_shows_all_of_ours_and_few_published_rows(streets):
     text = board_text(replace(streets, rows=[*many, OURS]))
     assert "P4" in text and "P5" not in text and "4 more published rows" in text
     assert "spcl, tiny (last)" in text and "45.0 to 55.0" in text
+
+
+def test_rows_that_would_read_the_same_are_told_apart_in_a_terminal(streets):
+    twins = [replace(OURS, key="1234567890"), replace(OURS, key="abcdefghij")]
+    text = board_text(replace(streets, rows=twins))
+    assert "(last) 12345678 " in text and "(last) abcdefgh " in text
+    assert "12345678" not in board_text(replace(streets, rows=twins[:1]))
+
+
+def test_a_folder_whose_name_is_no_text_still_has_its_link(streets, tmp_path):
+    folder = tmp_path / "bad-\udcff"
+    write_boards([replace(streets, rows=[replace(OURS, runs=(str(folder),))])], [], tmp_path)
+    page = Reader((tmp_path / "leaderboard.html").read_text())
+    assert [a["href"] for a in page.all("a") if a.get("class") == "run"] == ["bad-%FF/"]
 
 
 def test_a_terminal_cannot_be_steered_by_a_name(streets):
