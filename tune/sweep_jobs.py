@@ -72,7 +72,8 @@ def perform(values: dict[str, Any]) -> str | None:
         if task.folder.done:
             return None
         task.folder.forget_failure()
-        if task.worker and from_dict(task.config).train.workers > 1:
+        # A group takes long to start: not to gather what is stored already.
+        if task.keys and task.worker and from_dict(task.config).train.workers > 1:
             _in_group(task)
         else:
             attempt(task)
