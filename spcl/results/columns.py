@@ -33,9 +33,9 @@ def columns(board: Board) -> list[Column]:
         _words("Selection", selection),
         _percent(headline, lambda r: r.mean),
         Column("95 % interval", interval, _half_width, False),
-        *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
         _span("over seeds", lambda r: r.seed_interval),
         _span("over images", lambda r: r.image_interval),
+        *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
         Column("Seeds", lambda r: str(len(r.seeds) or NOTHING), lambda r: len(r.seeds) or None),
         *(
             _percent(name, lambda r, k=k: r.iou[k] if k < len(r.iou) else None)

@@ -153,6 +153,7 @@ def _label(row: Row) -> str:
 
 ROW, TEXT, WIDTH, AXIS, MARGIN = 20, 330, 560, 24, 16  # pixels: of a line, names, plot, scale
 TICKS = 8  # at most
+LETTERS = 48  # of a name in the plot
 
 
 def _intervals(board: Board) -> str:
@@ -180,10 +181,11 @@ def _intervals(board: Board) -> str:
         if not is_missing(row.low) and not is_missing(row.high):
             span = f'<line class="span" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
         kind = "published" if row.published else "ours"
-        name = escape(_label(row))
+        name = _label(row)
+        short = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
         marks.append(
-            f'<g class="{kind}" data-row="{number}"><title>{name}: {percent(row.mean)}</title>'
-            f'<text class="name" x="{TEXT - 10}" y="{y + 4}">{name}</text>{span}'
+            f'<g class="{kind}" data-row="{number}"><title>{escape(name)}: {percent(row.mean)}'
+            f'</title><text class="name" x="{TEXT - 10}" y="{y + 4}">{escape(short)}</text>{span}'
             f'<circle cx="{x(row.mean)}" cy="{y}" r="4"/></g>'
         )
     width, height = TEXT + WIDTH + MARGIN, bottom + AXIS
@@ -284,6 +286,7 @@ table { border-collapse: collapse; font-size: 13px; }
   white-space: nowrap; }
 .rows .number { text-align: right; font-variant-numeric: tabular-nums; }
 .rows thead th { position: sticky; top: 0; z-index: 1; background: var(--back); }
+.rows tbody th { position: sticky; left: 0; background: var(--back); }
 .rows tr.published, .rows tr.published th { color: var(--soft); }
 button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 2px;
   cursor: pointer; }
@@ -295,11 +298,12 @@ form { margin: .6rem 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align
   font-weight: 400; white-space: nowrap; }
 .badge.labels { color: var(--labels); }
 .heat td { min-width: 2em; padding: 2px 3px; text-align: center;
-  background: color-mix(in srgb, var(--accent) var(--heat, 0%), var(--back)); }
-.heat td { text-shadow: 0 0 3px var(--back), 0 0 3px var(--back); }
+  /* At most 60 % of the colour, so that the number stays readable. */
+  background: color-mix(in srgb, var(--accent) calc(0.6 * var(--heat, 0%)), var(--back)); }
 .heat th { font-weight: 400; text-align: left; white-space: nowrap; padding-right: 8px; }
 .heat thead th { vertical-align: bottom; padding: 2px; }
-.heat thead span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.heat thead span { max-height: 12em; overflow: hidden; writing-mode: vertical-rl;
+  transform: rotate(180deg); }
 svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
 svg .name { text-anchor: end; } svg .tick { text-anchor: middle; fill: var(--soft); }
 svg .grid { stroke: var(--line); } svg .span { stroke: var(--accent); stroke-width: 2; }
