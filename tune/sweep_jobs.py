@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ray_jobs import cluster
 from ray_jobs.train import COLLECTIVE_TIMEOUT
 from spcl import distributed
@@ -78,6 +80,8 @@ def perform(values: dict[str, Any]) -> str | None:
         else:
             attempt(task)
     gc.collect()  # the process is used again
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return (task.folder.failed or {}).get("error")
 
 

@@ -613,6 +613,7 @@ def same_tables(one: Path, other: Path) -> bool:
     )
 
 
+@pytest.mark.slow  # seconds for every process
 def test_a_sweep_killed_twice_ends_in_the_table_of_one_never_stopped(commands, mini_data, tmp_path):
     path = written(tmp_path, TWO_ROWS)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
