@@ -1,0 +1,243 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spcl.results.aggregate import Run
+from spcl.results.published import Published
+from spcl.results.ranking import TARGET_LABELS, make_boards
+from spcl.results.statistics import RESAMPLES
+from spcl.results.store import write_confusions
+
+STEADY = np.full(RESAMPLES, 0.5, np.float32)  # replicates of a run that images do not move
+RUN = Run(
+    benchmark="streets",
+    protocol="all",
+    method="spcl",
+    stage="spcl",
+    backbone="tiny",
+    selection="last",
+    label_budget=0,
+    seed=0,
+    eval_size=(64, 128),
+    classes=("road", "sky"),
+    target="streets/real/val",
+    target_fingerprint="f" * 64,
+    settings="s",
+    iou=(0.5, None),
+    means={"mIoU": 0.5},
+    confusions=Path("/nowhere.parquet"),
+    device_seconds=1800.0,
+    date="2026-11-21",
+    code="c0",
+    folder="/runs/a",
+    source="run",
+    images=40,
+    sample_ids="ids",
+    replicates=STEADY,
+)
+PRINTED = Published("gta5", "vgg16", "FADA", "Table 1", {"road": 92.3}, 43.8, None, 24.6, ())
+
+
+def row(name, scores, **changes):
+    """Runs of seeds 0, 1, ... with these headline scores."""
+    base = replace(RUN, settings=name, method=name, **changes)
+    return [
+        replace(base, seed=seed, means={"mIoU": score}, folder=f"/runs/{name}-{seed}")
+        for seed, score in enumerate(scores)
+    ]
+
+
+GOOD = [0.80, 0.81, 0.79, 0.80]
+SAME = [0.79, 0.80, 0.81, 0.795]  # as good as can be told
+BAD = [0.30, 0.32, 0.29, 0.31]
+
+
+def ranks(runs, published=()):
+    (board,) = make_boards(runs, published)
+    return {r.method: r.rank for r in board.rows}
+
+
+# Ranks.
+
+
+def test_rows_that_cannot_be_told_apart_share_a_rank_and_the_next_counts_both():
+    assert ranks(row("a", GOOD) + row("b", SAME) + row("c", BAD)) == {"a": 1, "b": 1, "c": 3}
+
+
+def test_the_higher_mean_alone_gives_no_better_rank():
+    noisy = [0.2, 0.9, 0.4, 0.7]
+    assert ranks(row("a", noisy) + row("b", [0.5, 0.3, 0.8, 0.55])) == {"a": 1, "b": 1}
+
+
+def test_differences_are_paired_over_seeds():
+    seeds = np.array([0.1, 0.5, 0.9, 0.3])  # how a seed does, for every method
+    paired = row("a", seeds + [0.020, 0.021, 0.019, 0.020]) + row("b", seeds)
+    assert ranks(paired) == {"a": 1, "b": 2}
+    apart = [replace(run, seed=run.seed + 10) if run.method == "b" else run for run in paired]
+    assert ranks(apart) == {"a": 1, "b": 1}
+
+
+def test_images_that_move_one_row_alone_leave_its_difference_in_doubt():
+    rng = np.random.default_rng(0)
+    shaken = (0.5 + 0.2 * rng.normal(size=RESAMPLES)).astype(np.float32)
+    certain = row("a", [0.60, 0.61, 0.59, 0.60]) + row("b", [0.50, 0.51, 0.49, 0.495])
+    assert ranks(certain) == {"a": 1, "b": 2}
+    alone = [replace(r, replicates=shaken) if r.method == "b" else r for r in certain]
+    assert ranks(alone) == {"a": 1, "b": 1}
+    assert ranks([replace(r, replicates=shaken) for r in certain]) == {"a": 1, "b": 2}
+
+
+def test_more_rows_ask_for_stronger_evidence():
+    weak = row("a", [0.52, 0.55, 0.53, 0.54]) + row("b", [0.50, 0.50, 0.50, 0.52])
+    assert ranks(weak) == {"a": 1, "b": 2}  # p = 0.015: enough for one comparison, not for 28
+    others = [run for n in range(6) for run in row(f"x{n}", [0.4, 0.6, 0.52 + n / 99, 0.5])]
+    assert ranks(weak + others)["b"] == 1
+
+
+def test_a_row_of_one_seed_has_no_interval_and_no_rank_and_says_so():
+    (board,) = make_boards(row("a", GOOD) + row("b", [0.1]), ())
+    one = next(r for r in board.rows if r.method == "b")
+    assert (one.rank, one.low, one.high) == (None, None, None)
+    assert "one seed" in one.note
+    assert any("1 row of one seed" in line for line in board.kept_apart)
+
+
+def test_the_detectable_difference_separates_what_is_ranked_from_what_is_not():
+    (board,) = make_boards(row("a", GOOD) + row("b", BAD), ())
+    assert 0 < board.detectable < 0.5
+    (alone,) = make_boards(row("a", GOOD), ())
+    assert alone.detectable is None
+
+
+# The linter.
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"eval_size": (32, 64)}, "evaluation size 32x64, not 64x128"),
+        ({"classes": ("road", "car")}, "classes 2 classes"),
+        ({"target_fingerprint": "0" * 64}, "target images streets/real/val"),
+        ({"sample_ids": "half"}, "target images streets/real/val"),
+        ({"selection": "target_oracle"}, "selected with target labels"),
+        ({"selection": "few_label:8", "label_budget": 8}, "selected with target labels"),
+        ({"label_budget": 1}, "selected with target labels"),
+    ],
+)
+def test_rows_are_not_ranked_across(change, said):
+    runs = row("a", GOOD) + row("b", SAME) + row("c", BAD, **change)
+    assert ranks(runs) == {"a": 1, "b": 1, "c": 1}
+    (board,) = make_boards(runs, ())
+    (line,) = board.kept_apart
+    assert line.startswith("1 row not ranked with 2 others") and said in line
+
+
+def test_without_a_reason_nothing_is_kept_apart():
+    (board,) = make_boards(row("a", GOOD) + row("c", BAD, selection="label_free:infomax"), ())
+    assert board.kept_apart == [] and [r.rank for r in board.rows] == [1, 2]
+
+
+def test_other_protocols_and_benchmarks_are_boards_of_their_own_and_say_so():
+    full = {"protocol": "syn16_full"}
+    boards = make_boards(row("a", GOOD) + row("b", BAD, **full), ())
+    assert [(b.protocol, [r.rank for r in b.rows]) for b in boards] == [
+        ("all", [1]),
+        ("syn16_full", [1]),
+    ]
+    assert boards[0].kept_apart == ["rows of protocol syn16_full are on a board of their own"]
+    apart = make_boards(row("a", GOOD) + row("b", BAD, benchmark="gta5"), ())
+    assert [b.kept_apart for b in apart] == [[], []]
+
+
+def test_a_row_selected_with_target_labels_wears_the_badge_and_others_do_not():
+    runs = row("a", GOOD) + row("b", BAD, selection="target_oracle")
+    badges = {r.method: r.badges for r in make_boards(runs, ())[0].rows}
+    assert badges == {"a": ("last",), "b": ("target_oracle", TARGET_LABELS)}
+
+
+# Rows.
+
+
+def test_a_row_is_the_mean_over_its_seeds():
+    runs = row("a", [0.4, 0.6])
+    runs[1] = replace(runs[1], iou=(0.7, 0.2), code="c1", date="2026-11-22")
+    (found,) = make_boards(runs, ())[0].rows
+    assert (found.mean, found.means, found.seeds) == (0.5, {"mIoU": 0.5}, (0, 1))
+    assert found.iou == pytest.approx((0.6, 0.2)) and found.device_hours == 1.0
+    assert (found.code, found.date) == (("c0", "c1"), "2026-11-22")
+    assert found.low < 0.5 < found.high
+
+
+def test_other_settings_selection_or_backbone_are_another_row():
+    for change in ({"settings": "t"}, {"selection": "source_val"}, {"backbone": "vgg16"}):
+        runs = row("a", GOOD) + [replace(run, **change) for run in row("a", SAME)]
+        assert len(make_boards(runs, ())[0].rows) == 2
+
+
+def test_rows_of_one_name_tell_their_settings():
+    runs = row("a", GOOD) + [replace(run, settings="t") for run in row("a", SAME)]
+    notes = [r.note for r in make_boards(runs, ())[0].rows]
+    assert all(note.startswith("settings ") for note in notes) and len(set(notes)) == 2
+
+
+def test_of_two_runs_of_a_seed_the_latest_counts_and_a_disagreement_is_told():
+    old, new = row("a", [0.2]) + row("a", [0.9], date="2026-11-30")
+    (found,) = make_boards([new, old], ())[0].rows
+    assert (found.mean, found.seeds) == (0.9, (0,)) and "seed 0 differ" in found.note
+    (same,) = make_boards([old, replace(old, folder="/runs/copy")], ())[0].rows
+    assert "differ" not in same.note
+
+
+def test_unknown_costs_are_not_counted_as_none():
+    runs = row("a", [0.4, 0.6])
+    runs[0] = replace(runs[0], device_seconds=None)
+    assert make_boards(runs, ())[0].rows[0].device_hours is None
+
+
+def test_an_earlier_stage_is_named_beside_its_method():
+    runs = row("spcl", GOOD) + row("spcl", BAD, stage="warm-up", final=False)
+    assert [r.method for r in make_boards(runs, ())[0].rows] == ["spcl", "spcl: warm-up"]
+
+
+def test_matrices_are_read_where_a_run_comes_without_its_replicates(tmp_path):
+    path = tmp_path / "a.parquet"
+    write_confusions(path, ["x", "y"], np.arange(8).reshape(2, 2, 2))
+    runs = [replace(r, confusions=path, replicates=None) for r in row("a", GOOD)]
+    (found,) = make_boards(runs, ())[0].rows
+    assert found.image_interval[0] < found.image_interval[1]
+
+
+def test_without_matrices_the_interval_is_over_seeds_alone_and_says_so():
+    (found,) = make_boards([replace(r, replicates=None) for r in row("a", GOOD)], ())[0].rows
+    assert (found.low, found.high) == found.seed_interval and "no per-image" in found.note
+
+
+# Published rows.
+
+
+def test_published_rows_stand_in_order_of_value_without_a_rank():
+    runs = row("a", [0.5, 0.51], benchmark="gta5", protocol="cityscapes19")
+    runs += row("b", [0.30, 0.31], benchmark="gta5", protocol="cityscapes19")
+    (board,) = make_boards(runs, [PRINTED])
+    assert [(r.method, r.published, r.rank) for r in board.rows] == [
+        ("a", False, 1),
+        ("FADA", True, None),
+        ("b", False, 2),
+    ]
+    printed = board.rows[1]
+    assert printed.mean == pytest.approx(0.438) and printed.note == "Table 1"
+    assert printed.iou[0] == pytest.approx(0.923) and "published" in printed.badges
+
+
+def test_a_published_mean_that_disagrees_is_marked():
+    (board,) = make_boards([], [replace(PRINTED, flags=("mIoU is stated as 1",))])
+    assert "mean disagrees" in board.rows[0].badges and "stated as 1" in board.rows[0].note
+
+
+def test_a_published_row_without_the_headline_comes_last():
+    thin = replace(PRINTED, benchmark="synthia", method="CLAN", miou=None, miou_13=99.0)
+    (board,) = make_boards([], [thin, replace(PRINTED, benchmark="synthia")])
+    assert [(r.method, r.mean is None) for r in board.rows] == [("FADA", False), ("CLAN", True)]
+    assert board.protocol == "syn16_masked"
