@@ -120,3 +120,14 @@ PINNED = {
 @pytest.mark.parametrize("arguments", PINNED, ids=lambda a: " ".join(a))
 def test_keys_are_pinned(arguments):
     assert stages(*arguments)[-1].key[:16] == PINNED[arguments]
+
+
+def test_seeds_share_the_settings_key_and_nothing_else_does():
+    def settings(*overrides):
+        return {s.title: s.settings_key for s in stages("gta5", "spcl", *overrides)}
+
+    assert settings("seed=7") == settings("train.workers=2") == settings()
+    changed, same = settings("spcl.contrast_weight=0.5"), settings()
+    assert changed["evaluation of adversarial"] == same["evaluation of adversarial"]
+    assert changed["evaluation of spcl"] != same["evaluation of spcl"]
+    assert changed["evaluation of self_training"] != same["evaluation of self_training"]
