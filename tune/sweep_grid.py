@@ -29,6 +29,8 @@ KEY_DIGITS = 12
 FILE_KEYS = (
     "title", "source", "benchmark", "method", "settings", "columns", "reference", "rows", "grid"
 )  # fmt: skip
+#: Settings that the whole sweep has, or its seeds.
+ARGUMENTS = {"seed", "benchmark", "method"}
 ROW_KEYS = ("name", "marks", "settings", "published", "inferred")
 
 
@@ -142,6 +144,9 @@ def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     rows = _crossed(rows, _of_type(values.get("grid", {}), dict, "grid"))
     if not rows:
         raise ConfigError("a sweep needs rows (name and settings) or a grid (setting: values)")
+    for row in rows:
+        for key in ARGUMENTS & row.settings.keys():
+            raise ConfigError(f"row {row.name!r} must not set {key}, which the whole sweep has")
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -232,10 +237,10 @@ def resolve(
     workers   of each cell
     """
     file = read_sweep(path)
-    varied = {key for row in file.rows for key in row.settings} | {"seed", "benchmark", "method"}
+    varied = {key for row in file.rows for key in row.settings} | ARGUMENTS
     for text in settings:
         if text.partition("=")[0] in varied:
-            raise ConfigError(f"{text.partition('=')[0]} is set by the sweep's rows, got {text}")
+            raise ConfigError(f"{text.partition('=')[0]} is set by the sweep, got {text}")
     told = sorted(t for t in settings if t.partition("=")[0] not in operational_keys())
     benchmark = benchmark or file.benchmark or "streets"
     plain = path.stem + f"-{benchmark}" + ("" if scale == "full" else f"-{scale}")

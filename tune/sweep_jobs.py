@@ -5,6 +5,7 @@ FAILED.json with the reason, which is what a piece of work returns.
 """
 
 import gc
+import shutil
 import traceback
 import uuid
 from collections.abc import Callable
@@ -203,6 +204,7 @@ def _in_group(task: Task) -> None:
     except Exception as error:
         if not task.folder.failed:
             task.folder.fail(_reason(error), type(error).__name__)
+    shutil.rmtree(Path(task.run) / "ray", ignore_errors=True)  # Ray's own record of the launch
 
 
 def group_worker(values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from typing import TextIO
 
@@ -52,7 +53,7 @@ class Live:
         lines = self.table()
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
         # A line that wraps could not be rewritten.
-        width = os.get_terminal_size(self.stream.fileno()).columns - 1
+        width = shutil.get_terminal_size().columns - 1
         text = "".join(f"\x1b[2K{line[:width]}\n" for line in lines)
         self.stream.write(up + text)
         self.stream.flush()

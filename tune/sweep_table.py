@@ -184,6 +184,7 @@ def as_text(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     rule = "-" * len(lines[0])
+    lines = [line.rstrip() for line in lines]
     return "\n".join([table.sweep.file.title, lines[0], rule, *lines[1:], rule, *notes(table)])
 
 

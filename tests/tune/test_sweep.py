@@ -146,9 +146,9 @@ def test_a_grid_is_every_combination_and_the_last_setting_varies_fastest(tmp_pat
 
 
 def test_a_grid_multiplies_rows_and_drops_their_published_values(tmp_path):
-    row = {"name": "a", "settings": {"seed": 3}, "published": {"gta5": {"mIoU": 50.0}}}
+    row = {"name": "a", "settings": {"spcl.steps": 3}, "published": {"gta5": {"mIoU": 50.0}}}
     rows = read_sweep(written(tmp_path, {"rows": [row], "grid": {"spcl.absent": ["keep"]}})).rows
-    assert [row.settings for row in rows] == [{"seed": 3, "spcl.absent": "keep"}]
+    assert [row.settings for row in rows] == [{"spcl.steps": 3, "spcl.absent": "keep"}]
     assert rows[0].published == {}
 
 
@@ -166,6 +166,7 @@ def test_a_grid_multiplies_rows_and_drops_their_published_values(tmp_path):
         ({"rows": [{"name": "a"}], "reference": "b"}, "reference 'b' is unknown"),
         ({"rows": [{"name": "a", "published": {"gta": {}}}]}, "did you mean 'gta5'"),
         ({"rows": [{"name": "a", "published": {"gta5": {"mIoU": "x"}}}]}, "must be a number"),
+        ({"rows": [{"name": "a", "settings": {"seed": 1}}]}, "must not set seed"),
         ({"rows": [{"name": "a", "inferred": "yes"}]}, "inferred must be a bool"),
         ({"rows": [{"name": "a", "settings": {"spcl.temprature": 1}}]}, "spcl.temperature"),
     ],
@@ -179,8 +180,8 @@ def test_mistakes_in_a_file_are_one_line(values, message, mini_data, tmp_path, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["stages=[adversarial]"], "stages is set by the sweep's rows"),
-        (["seed=3"], "seed is set by the sweep's rows"),
+        (["stages=[adversarial]"], "stages is set by the sweep"),
+        (["seed=3"], "seed is set by the sweep"),
         (["--seeds", "3..1"], "--seeds must look like"),
         (["--scale", "huge"], "--help"),
         (["--workers-per-cell", "0"], "--workers-per-cell must be at least 1"),
@@ -672,3 +673,16 @@ def test_on_ray_cells_run_beside_each_other_and_one_that_fails_stops_nobody(
     assert sum(name.startswith("adversarial-") for name in artefacts(tmp_path)) == 2
     lines = make_table(resolved(path, mini_data, tmp_path, (0, 1)), {}).lines
     assert [line.seeds for line in lines] == [(), (0, 1), (0, 1)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_ray_a_cell_may_have_two_workers(cluster, commands, mini_data, tmp_path):
+    path = written(tmp_path, {"rows": TWO_ROWS["rows"][:1]})
+    line = call(path, mini_data, tmp_path, "--seeds", "0", "--workers", 1, "--workers-per-cell", 2)
+    command = commands.run([sys.executable, "tune/sweep.py", *line], cluster.environment)
+    assert command.code == 0, command.err
+    (name,) = run_folders(tmp_path)
+    assert RunFolder(tmp_path / name).manifest["hardware"]["workers"] == 2
+    assert not (tmp_path / name / "ray").exists()
