@@ -24,7 +24,7 @@ def describe(sweep: Sweep) -> str:
         lines.append(f"{row:<{width}}{seed:>4}  {cell.name:<48}{have:<15}{state}")
 
     lines += ["", f"{'stage':<34}{'distinct':>9}{'used by':>9}{'stored':>8}{'device-hours':>14}"]
-    seconds = _missing_seconds(cells, set(stored))
+    seconds = _missing_seconds([cell for cell in cells if not cell.run.done], set(stored))
     for title in dict.fromkeys(stage.title for stage in distinct.values()):
         keys = {key for key, stage in distinct.items() if stage.title == title}
         used = sum(users[key] for key in keys)
@@ -44,11 +44,11 @@ def describe(sweep: Sweep) -> str:
 
 def _missing_seconds(cells: list[Cell], counted: set[str]) -> dict[str, float]:
     """Device-seconds of the training stages that are not in `counted`, by title."""
-    train = cells[0].config.train
-    set_up_torch(train)
     timed: dict[str, float] = {}  # by stage; what a row sets changes a step's time little
     seconds: dict[str, float] = {}
     for cell in cells:
+        train = cell.config.train
+        set_up_torch(train)
         for stage in cell.stages:
             if stage.method is None or stage.key in counted:
                 continue
