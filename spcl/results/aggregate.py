@@ -5,6 +5,7 @@ what is finished at full budget and scored counts; everything else is told with 
 of it stops the reading.  Needs no torch and no ray.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -229,7 +230,8 @@ def read_runs(
             fresh[str(one.folder)] = runs
     if cache and (missing or known.keys() - found.keys()):
         kept = {a: known[a] for a in found if a in known and known[a][0] == found[a].stamp}
-        _save_cache(cache, kept)
+        with contextlib.suppress(OSError):  # without it the next call takes longer, no more
+            _save_cache(cache, kept)
     return [run for address in found for run in fresh[address]], problems
 
 

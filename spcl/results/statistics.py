@@ -163,14 +163,12 @@ def difference(
     """
     common = [seed for seed in one if seed in other]
     if len(common) >= 2:
-        first = [list(one).index(seed) for seed in common]
-        second = [len(one) + list(other).index(seed) for seed in common]
-        paired = (
-            covariance[np.ix_(first, first)]
-            + covariance[np.ix_(second, second)]
-            - covariance[np.ix_(first, second)]
-            - covariance[np.ix_(second, first)]
-        )
+        mine, theirs = list(one), list(other)
+        order = [mine.index(seed) for seed in common]
+        order += [len(mine) + theirs.index(seed) for seed in common]
+        block, count = covariance[np.ix_(order, order)], len(common)
+        ours, crossed = block[:count], block[count:]
+        paired = ours[:, :count] + crossed[:, count:] - ours[:, count:] - crossed[:, :count]
         return combined_estimate([one[s] - other[s] for s in common], paired, images)
     mine, theirs = seed_estimate(list(one.values())), seed_estimate(list(other.values()))
     value = mine.value - theirs.value

@@ -342,6 +342,20 @@ def test_a_removed_run_is_gone_and_a_mended_one_is_read(tmp_path):
     assert {Path(run.folder).name for run in read_runs([storage], cache)[0]} == {"b"}
 
 
+def test_a_record_of_the_same_size_but_another_time_is_read_again(tmp_path, opened):
+    folder, cache = write_run(tmp_path / "runs/a"), tmp_path / "cache.parquet"
+    read_runs([tmp_path / "runs"], cache)
+    os.utime(folder / "DONE.json", (0, 0))
+    read_runs([tmp_path / "runs"], cache)
+    assert opened == ["a", "a"]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path):
+    write_run(tmp_path / "runs/a")
+    (tmp_path / "file").touch()
+    assert len(read_runs([tmp_path / "runs"], tmp_path / "file" / "cache.parquet")[0]) == 2
+
+
 @pytest.mark.parametrize("damaged", [b"", b"PAR1 no"])
 def test_a_damaged_cache_is_made_anew(tmp_path, opened, damaged):
     storage, cache = tmp_path / "runs", tmp_path / "cache.parquet"

@@ -99,9 +99,11 @@ def test_the_image_interval_of_a_linear_score_agrees_with_scipys_bootstrap():
     assert ours == pytest.approx(tuple(theirs), abs=0.004)
 
 
-def test_the_image_variance_of_a_linear_score_is_that_of_a_mean():
-    hits = np.random.default_rng(3).integers(0, PIXELS, 80)
-    covariance = image_covariance(headline_replicates(one_class(hits), "all", 20000)[None], 80)
+@pytest.mark.parametrize("images", [4, 80])
+def test_the_image_variance_of_a_linear_score_is_that_of_a_mean(images):
+    hits = np.random.default_rng(3).integers(0, PIXELS, images)
+    replicates = headline_replicates(one_class(hits), "all", 20000)
+    covariance = image_covariance(replicates[None], len(hits))
     expected = stats.sem(hits / PIXELS / 2) ** 2
     assert covariance == pytest.approx(np.array([[expected]]), rel=0.04)
 
@@ -134,6 +136,12 @@ def test_what_images_do_to_both_rows_alike_is_no_doubt_about_their_difference():
     assert alike == difference(one, other, np.zeros((6, 6)), 50)
     apart = np.kron(np.eye(2), np.ones((3, 3))) * 0.01
     assert difference(one, other, apart, 50).error > 10 * alike.error
+
+
+def test_the_same_holds_for_rows_without_common_seeds():
+    one, other = {0: 0.50, 1: 0.52, 2: 0.51}, {5: 0.40, 6: 0.43}
+    alike = difference(one, other, np.ones((5, 5)) * 0.01, 50)
+    assert alike.error == pytest.approx(difference(one, other, np.zeros((5, 5)), 50).error)
 
 
 # Many comparisons.
