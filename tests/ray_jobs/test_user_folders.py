@@ -19,6 +19,7 @@ SETTINGS = (
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_from_downloaded_folders_to_the_table(tmp_path, cluster, commands):
     gta5_tree(tmp_path / "gta5", n=4)

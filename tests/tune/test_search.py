@@ -88,6 +88,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(mini_data, tmp_path, c
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_search_from_nothing_to_its_report(cluster, commands, mini_data, tmp_path):
     command = commands.run(line(mini_data, tmp_path), cluster.environment)
