@@ -11,11 +11,10 @@ Finished shards of an interrupted conversion are kept: the same command continue
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
@@ -238,10 +237,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job cleans up, too
+    cli.treat_sigterm_as_ctrl_c()  # so that a stopped job cleans up, too
     sys.exit(main())

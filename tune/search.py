@@ -3,12 +3,10 @@
 import argparse
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ray_jobs import cluster, train
 from spcl import cli
@@ -255,10 +253,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.guarded(run, argv)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job says how to go on
+    cli.treat_sigterm_as_ctrl_c()  # so that a stopped job says how to go on
     sys.exit(main())

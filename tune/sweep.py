@@ -2,11 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ray_jobs import cluster
 from spcl import cli
@@ -130,10 +128,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.guarded(run, argv)
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped job says how to go on
+    cli.treat_sigterm_as_ctrl_c()  # so that a stopped job says how to go on
     sys.exit(main())
