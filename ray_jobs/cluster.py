@@ -1,11 +1,13 @@
 """Where Ray runs: join the cluster that was named, or start one for this command alone."""
 
+import argparse
 import contextlib
 import itertools
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from spcl.errors import UserError
@@ -31,6 +33,29 @@ LOCAL_ENVIRONMENT = {
 def inside_job() -> bool:
     """Whether `ray job submit` started this process: its working folder is a throw-away copy."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_job_paths(arguments: argparse.Namespace, command: str) -> None:
+    """UserError where a command inside a job leaves open which --data, --storage or --out it means.
+
+    Only absolute paths are the same there as on every node.
+    """
+    if not inside_job():
+        return
+    places = {
+        "--data": arguments.data or os.environ.get("SPCL_DATA"),
+        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
+    }
+    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
+    out = getattr(arguments, "out", None)
+    if out and not out.is_absolute():
+        wrong.append("--out")
+    if wrong:
+        raise UserError(
+            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node (the "
+            f"working folder is a copy that is thrown away); use: python {command} "
+            f"--data /shared/data --storage /shared/runs"
+        )
 
 
 def connect(address: str | None) -> None:

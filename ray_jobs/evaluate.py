@@ -8,7 +8,6 @@ python ray_jobs/evaluate.py my-run --dataset acdc --size 540x960 --flip --scales
 
 import argparse
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -109,28 +108,11 @@ def find_run(arguments: argparse.Namespace) -> Path:
     return runs.find(cli.storage_root(arguments.storage), arguments.run).folder
 
 
-def _check_job_paths(arguments: argparse.Namespace) -> None:
-    places = {
-        "--data": arguments.data or os.environ.get("SPCL_DATA"),
-        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
-    }
-    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
-    if arguments.out and not arguments.out.is_absolute():
-        wrong.append("--out")
-    if wrong:
-        raise UserError(
-            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node (the "
-            f"working folder is a copy that is thrown away); use: python ray_jobs/evaluate.py "
-            f"{arguments.run} --data /shared/data --storage /shared/runs"
-        )
-
-
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
-    if cluster.inside_job():
-        _check_job_paths(arguments)
+    cluster.check_job_paths(arguments, f"ray_jobs/evaluate.py {arguments.run}")
     folder = find_run(arguments)
     from spcl.reports import FinishedRun, Job, check, make_report  # torch: seconds
 

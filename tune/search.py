@@ -1,7 +1,6 @@
 """Find good hyper-parameters for a pair of domains, without target labels unless asked to."""
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -117,8 +116,7 @@ def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
     if arguments.audit:
         return _audit(find_experiment(arguments.audit, arguments.storage))
-    if cluster.inside_job():
-        _check_job_paths(arguments)
+    cluster.check_job_paths(arguments, "tune/search.py")
     search = resolve(arguments)
     if arguments.dry_run:
         from tune.estimate import describe
@@ -172,20 +170,6 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
         trials.leave()
     driver.close()
     write_outputs(search.folder)
-
-
-def _check_job_paths(arguments: argparse.Namespace) -> None:
-    """A job runs in a throw-away copy of the working folder: what it writes there is lost."""
-    places = {
-        "--data": arguments.data or os.environ.get("SPCL_DATA"),
-        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
-    }
-    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
-    if wrong:
-        raise UserError(
-            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node: "
-            f"python tune/search.py --data /shared/data --storage /shared/runs"
-        )
 
 
 def find_experiment(name: str, storage: str | None) -> Path:

@@ -1,10 +1,8 @@
 """A paper's table with one command: a grid of settings times seeds, each stage made once."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ray_jobs import cluster
 from spcl import cli
@@ -59,8 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
-    if cluster.inside_job():
-        _check_job_paths(arguments)
+    cluster.check_job_paths(arguments, f"tune/sweep.py {arguments.file}")
     if arguments.name is not None:
         check_name(arguments.name)
     sweep = resolve(
@@ -104,20 +101,6 @@ def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
     print(as_text(table))
     print(f"outputs: {sweep.folder}  (table.md, table.csv, table.html)")
     return 1 if schedule.failed else 0
-
-
-def _check_job_paths(arguments: argparse.Namespace) -> None:
-    """A job runs in a throw-away copy of the working folder: what it writes there is lost."""
-    places = {
-        "--data": arguments.data or os.environ.get("SPCL_DATA"),
-        "--storage": arguments.storage or os.environ.get("SPCL_STORAGE"),
-    }
-    wrong = [name for name, path in places.items() if not path or not Path(path).is_absolute()]
-    if wrong:
-        raise UserError(
-            f"inside a Ray job {' and '.join(wrong)} must be absolute and exist on every node: "
-            f"python tune/sweep.py {arguments.file} --data /shared/data --storage /shared/runs"
-        )
 
 
 def _say(text: str) -> None:
