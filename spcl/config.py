@@ -1,8 +1,10 @@
 """Which settings exist, and how files and the command line become one `Config`.
 
-    resolved = defaults <- configs/methods/M.yaml <- configs/benchmarks/B.yaml <- --config F <- k=v
+    resolved = defaults <- configs/methods/M.yaml <- configs/benchmarks/B.yaml
+               <- configs/compat/M.yaml if compat=official <- --config F <- key=value
 
-A benchmark may set its own values for a method's section, so it is read after the method's file.
+A benchmark may set its own values for a method's section, so it is read after the method's file;
+what it sets for one method's recipe alone is below `methods:` there.
 """
 
 import dataclasses
@@ -153,6 +155,12 @@ class _Config:
     benchmark: str = setting("", "command line")
     method: str = setting("spcl", "command line")
     stages: tuple[str, ...] = setting((), "the method's file")
+    compat: str = setting(
+        "ours",
+        "ours; official sets the switches of configs/compat to what the authors' code does",
+        choices=("ours", "official"),
+        operational=True,  # a name for settings, which are in the keys themselves
+    )
     seed: int = setting(0, "command line", low=0)
     selection: str = setting("last", "ours: the last checkpoint, no label", choices=("last",))
     source: Source = field(default_factory=Source)
@@ -275,11 +283,35 @@ def known(kind: str) -> list[str]:
 def read_config(path: Path) -> dict[str, Any]:
     """A config file as a nested dict; ConfigError names the file."""
     values = read_yaml(path)
+    _check_file(path, values)
+    return values
+
+
+def _check_file(path: Path, values: Any) -> None:
     try:
         build(Config, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return values
+
+
+def _read_benchmark(name: str, method: str) -> dict[str, Any]:
+    """A benchmark's settings, overlaid by those it has for one method's recipe."""
+    path = CONFIGS / "benchmarks" / f"{name}.yaml"
+    values = read_yaml(path)
+    own = values.pop("methods", {})
+    for layer in (values, *own.values()):
+        _check_file(path, layer)
+    return merge(_expand(values), _expand(own.get(method, {})))
+
+
+def _read_compat(method: str) -> dict[str, Any]:
+    """The switches that make a method behave as its authors' code does."""
+    if method not in known("compat"):
+        raise ConfigError(
+            f"compat=official is known for {', '.join(known('compat'))}, not for {method!r}; "
+            "leave it out, or choose one of these with --method"
+        )
+    return read_config(CONFIGS / "compat" / f"{method}.yaml")
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -312,10 +344,12 @@ def load(
     method = method or given.get("method") or from_file.get("method") or "spcl"
     choose(benchmark, known("benchmarks"), "benchmark")
     choose(method, known("methods"), "method")
+    official = (given.get("compat") or from_file.get("compat")) == "official"
     values: dict[str, Any] = {}
     for layer in (
         read_config(CONFIGS / "methods" / f"{method}.yaml"),
-        read_config(CONFIGS / "benchmarks" / f"{benchmark}.yaml"),
+        _read_benchmark(benchmark, method),
+        _read_compat(method) if official else {},
         from_file,
         given,
         {"benchmark": benchmark, "method": method},

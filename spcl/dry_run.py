@@ -9,7 +9,7 @@ from spcl.data.batch import Batch
 from spcl.data.catalog import open_data
 from spcl.launch import Request
 from spcl.methods import METHODS
-from spcl.models.segmentor import build_segmentor
+from spcl.recipe import new_segmentor
 from spcl.stages import plan
 
 MIB = 2**20
@@ -47,15 +47,7 @@ def memory(config: Config, name: str, batch: int, num_classes: int) -> int:
     CUDA context come on top.
     """
     with FakeTensorMode():
-        segmentor = build_segmentor(
-            config.model.name,
-            num_classes,
-            norm=config.norm,
-            weights="none",
-            input=config.input,
-            aspp_branches=config.model.aspp_branches,
-            absent=config.model.absent,
-        )
+        segmentor = new_segmentor(config, num_classes, weights="none")
         method = METHODS[name](segmentor, config.of(name)).train()
         images, labels = {}, {}
         for role in METHODS[name].domains:

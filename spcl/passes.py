@@ -1,4 +1,4 @@
-"""Passes over a data set with a trained network: prototypes, predictions, target statistics.
+"""Passes over a data set with a trained network: memories, predictions, target statistics.
 
 Each reads every sample once, without augmentation or gradient, a rank taking every W-th.
 """
@@ -15,8 +15,7 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label, resize_label
 from spcl.evaluate import load_image
 from spcl.losses.segmentation import upsample
-from spcl.memory.prototypes import PrototypeAccumulator
-from spcl.methods.spcl import source_mask
+from spcl.methods.base import SourcePass
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
 from spcl.pseudo_label import CONFIDENCE_LEVELS, confidence_histogram
@@ -29,27 +28,20 @@ def _mine(shards: ShardSet) -> np.ndarray:
 
 
 @torch.no_grad()
-def prototype_pass(
+def source_pass(
     segmentor: Segmentor,
     shards: ShardSet,
     size: tuple[int, int],
     device: torch.device,
-    *,
-    init: str,
-    mask: str,
+    memory: SourcePass,
 ) -> dict[str, torch.Tensor]:
-    """Mean unit feature of each source class, equal on all ranks: mean (K, D), seen (K,)."""
+    """A method's own look at the whole source; its result, on the CPU, equal on all ranks."""
     segmentor.to(device).eval()
-    accumulator = PrototypeAccumulator(
-        segmentor.num_classes, segmentor.feature_dimension, init=init, device=device
-    )
     for index in _mine(shards):
         output = segmentor(load_image(shards, index, size).to(device), "source")
         label = resize_label(decode_label(shards.label(index)), size).to(device)
-        accumulator.add(output.features, source_mask(output, label[None], mask))
-    accumulator.reduce()
-    mean, seen = accumulator.result()
-    return {"mean": mean.cpu(), "seen": seen.cpu()}
+        memory.add(output, label[None])
+    return {name: tensor.cpu() for name, tensor in memory.result().items()}
 
 
 @torch.no_grad()

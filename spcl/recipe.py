@@ -20,7 +20,7 @@ from PIL import Image
 from spcl import atomic, checkpoint, distributed, passes
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
-from spcl.config import Config, Train, differences, from_dict
+from spcl.config import Config, Domain, Train, differences, from_dict
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
 from spcl.data.loader import Steps, StoredLabels, Stream
@@ -30,6 +30,7 @@ from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import ConfigError
 from spcl.evaluate import Predict, evaluate, predict_labels
 from spcl.methods import METHODS
+from spcl.methods.base import StageConfig
 from spcl.models.normalization import fill_unseen_statistics
 from spcl.models.segmentor import Segmentor, build_segmentor
 from spcl.panels import captioned_grid, same_size
@@ -101,7 +102,7 @@ class Recipe:
             self.around.telemetry.message(f"{stage.title}: started")
             resumed = (self.run.folder / "checkpoints" / stage.progress).exists()
             started = time.perf_counter()
-            getattr(self, f"_{stage.kind}")(stage)
+            getattr(self, "_source_pass" if stage.reader else f"_{stage.kind}")(stage)
             if distributed.rank() == 0 and not resumed:  # what earlier launches took is unknown
                 seconds = (time.perf_counter() - started) * distributed.world_size()
                 self.store.write_cost(stage, seconds)
@@ -114,11 +115,10 @@ class Recipe:
         torch.manual_seed(seed)
         segmentor = self._segmentor(stage)
         method = METHODS[stage.method](segmentor, config.of(stage.method))
-        if "prototypes" in stage.inputs:
-            state = checkpoint.load(
-                self.store.open(stage.inputs["prototypes"]) / "prototypes.pt", torch.device("cpu")
-            )
-            method.prototypes.load(state["mean"], state["seen"])
+        if method.source_pass:
+            name = method.source_pass.name
+            path = self.store.open(stage.inputs[name]) / f"{name}.pt"
+            method.start_from(checkpoint.load(path, torch.device("cpu")))
         checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
         fit(stage.method, method, self._steps(stage), config.train, checkpoints, self.around)
         fill_unseen_statistics(method.segmentor)
@@ -126,19 +126,14 @@ class Recipe:
         if distributed.rank() == 0 and not self.continued:
             checkpoints.clear()
 
-    def _prototypes(self, stage: Stage) -> None:
-        section = self._consumer(stage)
-        result = passes.prototype_pass(
-            self._segmentor(stage),
-            self.shards["source"],
-            self.config.source.size,
-            self.around.device,
-            init=section.init,
-            mask=section.source_mask,
-        )
+    def _source_pass(self, stage: Stage) -> None:
+        segmentor, device = self._segmentor(stage), self.around.device
+        memory = METHODS[stage.reader].source_pass(segmentor, self.config.of(stage.reader), device)
+        size = self.config.source.size
+        result = passes.source_pass(segmentor, self.shards["source"], size, device, memory)
         with self.store.write(stage) as folder:
             if distributed.rank() == 0:
-                torch.save(result, folder / "prototypes.pt")
+                torch.save(result, folder / f"{stage.kind}.pt")
 
     def _predictions(self, stage: Stage) -> None:
         with self.store.write(stage) as folder:
@@ -183,11 +178,6 @@ class Recipe:
     def _class_names(self) -> list[str]:
         return self.shards["source"].class_names
 
-    def _consumer(self, stage: Stage) -> Any:
-        """The settings of the method that reads a pass's result."""
-        reader = next(s for s in self.stages if s.method and stage in s.inputs.values())
-        return self.config.of(reader.method)
-
     def _steps(self, stage: Stage) -> Steps:
         """The two streams of a training stage, as this rank reads them."""
         config = self.config
@@ -200,9 +190,7 @@ class Recipe:
             streams[role] = Stream(
                 name=f"{stage.method}/{role}",
                 shards=shards,
-                augment=Augment(
-                    section.size, section.jitter, section.flip, config.of(stage.method).scale
-                ),
+                augment=augmentation(section, role, config.of(stage.method)),
                 labels=labels,
                 seed=config.seed,
                 class_balanced=role == "source" and config.source.class_balanced,
@@ -309,6 +297,15 @@ class Recipe:
         Image.fromarray(picture).save(self.run.folder / "panel.png")
 
 
+def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:
+    """What happens to a domain's images in a stage."""
+    if stage.augment == "both":
+        return Augment(section.size, section.jitter, section.flip, stage.scale)
+    if stage.augment == "source" and role == "source":
+        return Augment(section.size, section.jitter, scale=stage.scale)
+    return Augment(section.size, scale=stage.scale)
+
+
 def set_up_torch(train: Train) -> None:
     """What the bits of a result depend on besides the data; once in each process."""
     # Before the first parallel region, since threads inherit it.  A softmax makes numbers below
@@ -324,17 +321,22 @@ def panel_indices(shards: ShardSet) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, len(shards) - 1, PANEL_IMAGES)})
 
 
-def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> Segmentor:
-    """The network of an artefact that holds a checkpoint, or a new one."""
-    segmentor = build_segmentor(
+def new_segmentor(config: Config, num_classes: int, *, weights: str | None = None) -> Segmentor:
+    """The network of a configuration; `weights` in place of those that it names."""
+    return build_segmentor(
         config.model.name,
         num_classes,
         norm=config.norm,
-        weights="none" if artefact else config.weights,
+        weights=config.weights if weights is None else weights,
         input=config.input,
         aspp_branches=config.model.aspp_branches,
         absent=config.model.absent,
     )
+
+
+def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> Segmentor:
+    """The network of an artefact that holds a checkpoint, or a new one."""
+    segmentor = new_segmentor(config, num_classes, weights="none" if artefact else None)
     if artefact:
         state = checkpoint.load(artefact / "checkpoint.pt", torch.device("cpu"))["method"]
         prefix = "segmentor."

@@ -19,12 +19,15 @@ from spcl.methods import METHODS
 from spcl.settings import digest, scientific
 
 #: Raised when a pass would give other results than before for the same settings.
-PASS_VERSIONS = {"prototypes": 1, "predictions": 1, "statistics": 1, "evaluation": 1}
+PASS_VERSIONS = {"predictions": 1, "statistics": 1, "evaluation": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One artefact to be made.  kind: "train" or one of PASS_VERSIONS."""
+    """One artefact to be made.
+
+    kind  "train", one of PASS_VERSIONS, or the name of a method's `source_pass`
+    """
 
     kind: str
     title: str  # unique within a recipe; for people
@@ -34,6 +37,7 @@ class Stage:
     settings: Mapping[str, Any]
     data: Mapping[str, str]  # role -> fingerprint
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
+    reader: str | None = None  # of a source pass: the method that it is made for
 
     @cached_property
     def key(self) -> str:
@@ -80,32 +84,41 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
     stages: list[Stage] = []
 
     def add(
-        kind: str, title: str, settings: dict, roles: tuple[str, ...], **inputs: Stage
+        kind: str,
+        title: str,
+        settings: dict,
+        roles: tuple[str, ...],
+        *,
+        reader: str | None = None,
+        **inputs: Stage,
     ) -> Stage:
         method = title if kind == "train" else None
-        version = METHODS[title].version if kind == "train" else PASS_VERSIONS[kind]
+        if reader:
+            version = METHODS[reader].source_pass.version
+        else:
+            version = METHODS[title].version if kind == "train" else PASS_VERSIONS[kind]
         fingerprints = {role: data[role] for role in roles}
         stage = Stage(
-            kind, title, method, version, config.seed, settings, fingerprints, dict(inputs)
+            kind, title, method, version, config.seed, settings, fingerprints, dict(inputs), reader
         )
         stages.append(stage)
         return stage
 
     trained: list[Stage] = []
     for name in config.stages:
-        method = METHODS[name]
-        inputs = {"checkpoint": trained[-1]} if trained else {}
-        if "prototypes" in method.needs:
-            inputs["prototypes"] = add(
-                "prototypes",
-                f"prototypes of {trained[-1].title}",
+        method, section = METHODS[name], config.of(name)
+        inputs = {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
+        if memory := method.source_pass:
+            inputs[memory.name] = add(
+                memory.name,
+                f"{memory.name} of {trained[-1].title}",
                 _without_empty(
                     network=network,
                     size=list(config.source.size),
-                    init=config.of(name).init,
-                    source_mask=config.of(name).source_mask,
+                    **{key: getattr(section, key) for key in memory.reads},
                 ),
                 ("source",),
+                reader=name,
                 checkpoint=trained[-1],
             )
         if "predictions" in method.needs:
@@ -119,7 +132,7 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
         settings = _without_empty(
             network=network,
             train=scientific(config.train) | {"batch": config.batch_of(name)},
-            method=scientific(config.of(name)),
+            method=scientific(section),
             pseudo_label=scientific(config.pseudo_label) if "predictions" in method.needs else {},
             **{role: _stream_settings(getattr(config, role)) for role in method.domains},
         )

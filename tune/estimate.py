@@ -10,8 +10,7 @@ from spcl.data.batch import Batch
 from spcl.data.catalog import open_data
 from spcl.dry_run import memory
 from spcl.methods import METHODS
-from spcl.models.segmentor import build_segmentor
-from spcl.recipe import set_up_torch
+from spcl.recipe import new_segmentor, set_up_torch
 from spcl.stages import plan
 from spcl.train import choose_device
 from spcl.trainer import total
@@ -90,15 +89,7 @@ def step_seconds(config: Config, name: str, classes: int, devices: int) -> float
 
 
 def _timed(config: Config, name: str, classes: int, batch: int, device: torch.device) -> float:
-    segmentor = build_segmentor(
-        config.model.name,
-        classes,
-        norm=config.norm,
-        weights="none",
-        input=config.input,
-        aspp_branches=config.model.aspp_branches,
-        absent=config.model.absent,
-    )
+    segmentor = new_segmentor(config, classes, weights="none")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     method = METHODS[name](segmentor, config.of(name)).to(device, memory_format=layout).train()
     optimizers = method.optimizers()

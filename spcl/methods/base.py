@@ -4,13 +4,13 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spcl.data.batch import Batch
-from spcl.models.segmentor import Segmentor
+from spcl.models.segmentor import Output, Segmentor
 from spcl.settings import setting
 
 
@@ -35,6 +35,42 @@ class StageConfig:
     poly_power: float = setting(0.9, "authors' code", low=0.0)
     batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
     scale: tuple[float, float] = setting((1.0, 1.0), "paper: no random scale here", low=0.1)
+    augment: str = setting(
+        "both",
+        "paper: jitter and flip on both domains; source is the authors' code: no flip, and the "
+        "colours of the source alone",
+        choices=("both", "source", "none"),
+    )
+    start: str = setting(
+        "trained",
+        "paper: from the stage before; pretrained, from model.weights, is SDCA's code",
+        choices=("trained", "pretrained"),
+    )
+
+
+class SourcePass:
+    """What a method learns in one look at the whole source split, before its first step.
+
+    It is a stored stage of its own, made by the network that the method's stage starts from.
+    """
+
+    #: Of the stage, and of the file that holds its result.
+    name: ClassVar[str]
+    #: The method's settings that the result depends on.
+    reads: ClassVar[tuple[str, ...]] = ()
+    #: Raised when the same settings would give other results than before.
+    version: ClassVar[int] = 1
+
+    def __init__(self, segmentor: Segmentor, config: Any, device: torch.device):
+        """config: the method's section."""
+
+    def add(self, output: Output, labels: Tensor) -> None:
+        """One image as the network sees it, and its labels (1, H, W) trainIds."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Tensor]:
+        """Over all ranks, which call it once each: what `Method.start_from` takes."""
+        raise NotImplementedError
 
 
 class Method(nn.Module):
@@ -43,8 +79,10 @@ class Method(nn.Module):
     Config: ClassVar[type[StageConfig]] = StageConfig
     #: What the network is called in a table after this stage.
     title: ClassVar[str] = ""
-    #: What the stage reads besides images: of "checkpoint", "prototypes", "predictions".
+    #: What the stage reads besides images: of "checkpoint", "predictions".
     needs: ClassVar[frozenset[str]] = frozenset()
+    #: What is computed over the whole source before the stage, and given to `start_from`.
+    source_pass: ClassVar[type[SourcePass] | None] = None
     #: The streams the loader must open, of "source" (with labels) and "target" (without).
     domains: ClassVar[tuple[str, ...]] = ("source", "target")
     #: Raised when the same settings would give other results than before; enters the stage's key.
@@ -54,6 +92,10 @@ class Method(nn.Module):
         super().__init__()
         self.segmentor = segmentor
         self.config = config
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take over the result of the method's `source_pass`."""
+        raise NotImplementedError
 
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         raise NotImplementedError

@@ -13,8 +13,8 @@ from spcl.data.batch import Batch
 from spcl.data.labels import IGNORE_INDEX
 from spcl.losses.contrast import downsample_labels, pixel_contrast
 from spcl.losses.segmentation import cross_entropy
-from spcl.memory.prototypes import PrototypeBank
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.memory.prototypes import PrototypeAccumulator, PrototypeBank
+from spcl.methods.base import Method, SourcePass, StageConfig, Term
 from spcl.models.segmentor import Output, Segmentor
 from spcl.settings import setting
 
@@ -44,10 +44,33 @@ def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
     return small
 
 
+class PrototypePass(SourcePass):
+    """The mean unit feature of each class over the whole source."""
+
+    name = "prototypes"
+    reads = ("init", "source_mask")
+
+    def __init__(self, segmentor: Segmentor, config: SPCLConfig, device: torch.device):
+        self.mask = config.source_mask
+        self.accumulator = PrototypeAccumulator(
+            segmentor.num_classes, segmentor.feature_dimension, init=config.init, device=device
+        )
+
+    def add(self, output: Output, labels: Tensor) -> None:
+        self.accumulator.add(output.features, source_mask(output, labels, self.mask))
+
+    def result(self) -> dict[str, Tensor]:
+        """mean (K, D), seen (K,)."""
+        self.accumulator.reduce()
+        mean, seen = self.accumulator.result()
+        return {"mean": mean, "seen": seen}
+
+
 class SPCL(Method):
     Config = SPCLConfig
     title = "adapted"
-    needs = frozenset({"checkpoint", "prototypes", "predictions"})
+    needs = frozenset({"checkpoint", "predictions"})
+    source_pass = PrototypePass
 
     def __init__(self, segmentor: Segmentor, config: SPCLConfig):
         super().__init__(segmentor, config)
@@ -59,6 +82,9 @@ class SPCL(Method):
             sync=config.sync,
             normalize_keys=config.normalize_keys,
         )
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        self.prototypes.load(state["mean"], state["seen"])
 
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         c = self.config

@@ -11,6 +11,7 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
 from spcl.evaluate import batch_confusion, evaluate, load_image
 from spcl.losses.segmentation import upsample
+from spcl.methods.spcl import SPCL
 from spcl.pseudo_label import class_thresholds, quantize
 
 SIZE = (32, 64)
@@ -26,7 +27,9 @@ def splits(mini_data):
 
 
 def prototypes_on_rank(rank, shards):
-    return passes.prototype_pass(segmentor(), shards, SIZE, CPU, init="per_pixel", mask="gt")
+    network = segmentor()
+    memory = SPCL.source_pass(network, SPCL.Config(), CPU)
+    return passes.source_pass(network, shards, SIZE, CPU, memory)
 
 
 def statistics_on_rank(rank, shards):
