@@ -24,6 +24,10 @@ RUNS = {
     "adabn": ("source_only", ["model.target_statistics=estimated"]),
     "source": ("source_only", []),
     "adversarial": ("adversarial", ["adversarial.steps=3600", "adversarial.horizon=3700"]),
+    "sdca": ("sdca", []),
+    "asanet": ("asanet", []),
+    "asanet_asc": ("asanet_asc", []),
+    "official": ("spcl", ["compat=official"]),
 }
 #: row -> (run, stage)
 ROWS = {
@@ -34,10 +38,24 @@ ROWS = {
     "SPCL without self-training": ("spcl", "spcl"),
     "SPCL, λ = 0": ("lambda0", "self_training"),
     "SPCL": ("spcl", "self_training"),
+    "SPCL, compat=official": ("official", "self_training"),
+    "SDCA without self-training": ("sdca", "sdca"),
+    "SDCA": ("sdca", "self_training"),
+    "ASANet, affinity cleaning": ("asanet_asc", "asanet_asc"),
+    "ASANet, adversarial": ("asanet", "asanet"),
 }
 FIXED = ["train.threads=1", "train.loader_workers=0"]  # the bits depend on the first alone
 REFERENCE = "SPCL"
-COMPARED = ("source-only", "source-only + AdaBN", "adversarial", "SPCL, λ = 0")
+COMPARED = (
+    "source-only",
+    "source-only + AdaBN",
+    "adversarial",
+    "SPCL, λ = 0",
+    "SPCL, compat=official",
+    "SDCA",
+    "ASANet, affinity cleaning",
+    "ASANet, adversarial",
+)
 
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> RunFolder:
