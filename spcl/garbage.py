@@ -1,9 +1,9 @@
 """Artefacts that nothing refers to any more.  Reads records only; needs no torch.
 
 An artefact is kept while its key stands in any record of the storage folder: a run's manifest or
-DONE.json, a job of a search, a sweep.  What such an artefact was made from is kept too.  A record
-that cannot be read might name anything, so it keeps everything; a run that has not yet written
-what it needs keeps every artefact of its seed.
+DONE.json, a job of a search, a sweep; in folders that are links, too.  What such an artefact was
+made from is kept with it.  A record or folder that cannot be read might name anything, so it keeps
+everything; a run that has not yet written what it needs keeps every artefact of its seed.
 """
 
 import json
@@ -53,6 +53,16 @@ class _Found:
     everything: bool = False
     because: list[str] = field(default_factory=list)
 
+    def keep_everything(self, why: str) -> None:
+        self.everything = True
+        self.because.append(why)
+
+    def is_unreadable(self, path: Path | str) -> None:
+        self.keep_everything(
+            f"{path} cannot be read, so what it refers to is unknown; everything is kept until it "
+            "is removed or restored"
+        )
+
 
 def find_garbage(storage: Path) -> Garbage:
     """Artefacts that no record of the storage refers to, and what killed processes have left."""
@@ -69,8 +79,7 @@ def find_garbage(storage: Path) -> Garbage:
     while queue:
         key = queue.pop()
         if manifests[key] is None:
-            found.everything = True
-            found.because.append(
+            found.keep_everything(
                 f"{artefacts[key]} is in use but its manifest cannot be read, so what it was made "
                 "from is unknown; everything is kept until it is removed or restored"
             )
@@ -97,20 +106,19 @@ def remove(storage: Path, garbage: Garbage) -> list[Path]:
 
 def _read_records(storage: Path) -> _Found:
     found = _Found()
-    for folder, names in _folders(storage):
+    for folder, names in _folders(storage, found):
         for name in (n for n in names if n.endswith(".json")):
             path = folder / name
             try:
                 text = path.read_bytes()
             except FileNotFoundError:
                 continue  # the run was removed meanwhile
+            except OSError:
+                found.is_unreadable(path)
+                continue
             found.keys |= {key.decode()[:KEY_LETTERS] for key in KEYS.findall(text)}
             if (name in RECORDS or folder.name == "jobs") and not _is_json(text):
-                found.everything = True
-                found.because.append(
-                    f"{path} cannot be read, so what it refers to is unknown; everything is kept "
-                    "until it is removed or restored"
-                )
+                found.is_unreadable(path)
         request = next((name for name in REQUESTS if name in names), None)
         if request and not any(_refers(folder, name) for name in (*RECORDS, "jobs")):
             _keep_for(folder / request, found)
@@ -125,8 +133,7 @@ def _keep_for(request: Path, found: _Found) -> None:
         if not isinstance(seed, int):
             raise ValueError
     except (yaml.YAMLError, OSError, ValueError, KeyError, AttributeError, TypeError):
-        found.everything = True
-        found.because.append(
+        found.keep_everything(
             f"{request} has no record beside it and names no seed, so what it needs is unknown; "
             "everything is kept until its folder is removed or its run continued"
         )
@@ -142,11 +149,25 @@ def _refers(folder: Path, name: str) -> bool:
     return any(path.glob("*.json")) if path.is_dir() else path.is_file()
 
 
-def _folders(storage: Path) -> Iterator[tuple[Path, list[str]]]:
+def _folders(storage: Path, found: _Found) -> Iterator[tuple[Path, list[str]]]:
     """Every folder below the storage but those of the artefacts, with its files' names."""
-    for folder, folders, names in os.walk(storage):
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed meanwhile
+            found.is_unreadable(error.filename)
+
+    seen = set()  # links may lead back
+    for folder, folders, names in os.walk(storage, onerror=failed, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         if Path(folder) == storage:
             folders[:] = [name for name in folders if name != ARTEFACTS]
+            for path in map(storage.joinpath, names):
+                if path.is_symlink() and not path.exists():  # a run on a disk that is not there
+                    found.is_unreadable(path)
         yield Path(folder), names
 
 
@@ -163,7 +184,9 @@ def _manifest(artefact: Path) -> dict[str, Any] | None:
         manifest = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
+    inputs = manifest.get("inputs") if isinstance(manifest, dict) else None
+    is_ours = isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs.values())
+    return manifest if is_ours else None
 
 
 def _seed(manifest: dict[str, Any] | None) -> int | None:

@@ -4,10 +4,12 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from spcl import cli
+from spcl.garbage import find_garbage
 from spcl.runs import main
 
 KEYS = {name: 4 * (f"{n:x}" * 16) for n, name in enumerate(("warm-up", "adapted", "other"), 1)}
@@ -86,6 +88,7 @@ def test_what_has_not_begun_keeps_the_artefacts_of_its_seed(storage, capsys, fil
         ("run/config.yaml", "method: spcl"),
         ("run/config.yaml", "a: b: c"),
         (f"artefacts/{name_of('adapted')}/manifest.json", "{"),
+        (f"artefacts/{name_of('adapted')}/manifest.json", '{"inputs": ["warm-up"]}'),
     ],
 )
 def test_what_cannot_be_read_keeps_everything_and_is_named(storage, capsys, file, text):
@@ -95,6 +98,43 @@ def test_what_cannot_be_read_keeps_everything_and_is_named(storage, capsys, file
     assert len(left(storage)) == 3
     out = capsys.readouterr().out
     assert file.removesuffix("/manifest.json") in out and "everything is kept" in out
+
+
+@pytest.mark.parametrize("what", ["run", "run/DONE.json"])
+def test_what_may_not_be_opened_keeps_everything(storage, monkeypatch, capsys, what):
+    write(storage / "run/DONE.json", {})
+    if os.geteuid():
+        (storage / what).chmod(0)
+    else:  # nothing is forbidden to root
+        read, scan = Path.read_bytes, os.scandir
+
+        def refuse(call):
+            def opened(path):
+                if Path(path) == storage / what:
+                    raise PermissionError(13, "Permission denied", str(path))
+                return call(path)
+
+            return opened
+
+        monkeypatch.setattr(Path, "read_bytes", refuse(read))
+        monkeypatch.setattr(os, "scandir", refuse(scan))
+    try:
+        garbage = find_garbage(storage)
+    finally:
+        (storage / what).chmod(0o755)
+    assert garbage.folders == []
+    (reason,) = garbage.because
+    assert reason.startswith(f"{storage / what} cannot be read")
+
+
+def test_a_run_that_is_a_link_keeps_its_artefacts(storage, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("disk") / "run"
+    write(elsewhere / "DONE.json", {"artefacts": {"adapted": name_of("adapted")}})
+    (elsewhere / "back").symlink_to(storage)  # must not be followed for ever
+    (storage / "run").symlink_to(elsewhere)
+    assert [path.name for path in find_garbage(storage).folders] == [name_of("other")]
+    elsewhere.rename(elsewhere.with_name("unmounted"))
+    assert find_garbage(storage).folders == []
 
 
 def test_sizes_are_shown_and_nothing_goes_unasked(storage, capsys):
