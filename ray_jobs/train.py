@@ -29,6 +29,7 @@ EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
   python ray_jobs/train.py --method source_only --seeds 0..4
   python ray_jobs/train.py --benchmark gta5 --workers 8 spcl.contrast_weight=0.5
+  python ray_jobs/train.py --workers 4 compat=official       as the authors' code, not the paper
   ray job submit --working-dir . -- python ray_jobs/train.py --data /abs/data --storage /abs/runs
 """
 RETRIES = 3  # restarts of the worker group after lost workers, each from our newest checkpoint

@@ -19,7 +19,8 @@ from spcl import protocols
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
-from spcl.models.segmentor import MODELS
+from spcl.models.normalization import NORMS
+from spcl.models.segmentor import MEAN_ORDERS, MODELS
 from spcl.models.vgg import INPUTS
 from spcl.models.weights import PRETRAINED
 from spcl.settings import build, choose, flatten, merge, read_yaml, setting
@@ -40,6 +41,24 @@ class Domain:
         (0.5, 0.5, 0.5, 0.2), "authors' code: brightness, contrast, saturation, hue", low=0.0
     )
     flip: float = setting(0.5, "paper: horizontal flip on both domains", low=0.0, high=1.0)
+    grayscale: float = setting(
+        0.0, "paper: none; 0.2 in SDCA's code, on the source: probability", low=0.0, high=1.0
+    )
+    blur: tuple[float, float] = setting(
+        (0.0, 0.0),
+        "paper: none; [0.1, 2] in SDCA's code, on the source: pixels, of a 3x3 Gaussian",
+        low=0.0,
+    )
+    shuffle: bool = setting(True, "paper; ASANet's code reads the list in order")
+
+    def check(self, role: str) -> None:
+        """What no single setting can tell.  Raises ConfigError."""
+        low, high = self.blur
+        if low > high or (high > 0.0 and low == 0.0):
+            raise ConfigError(
+                f"{role}.blur must be [low, high] with 0 < low <= high, or [0, 0] for none; "
+                f"got {list(self.blur)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +66,15 @@ class Source(Domain):
     size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
     class_balanced: bool = setting(True, "authors' code: sub-epochs of 3000 draws")
     holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
+
+    def check(self, role: str) -> None:
+        """What no single setting can tell.  Raises ConfigError."""
+        super().check(role)
+        if self.class_balanced and not self.shuffle:
+            raise ConfigError(
+                f"{role}.shuffle=false reads images in the list's order, and class-balanced "
+                f"sampling in another; set {role}.class_balanced=false too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +119,8 @@ class Model:
     name: str = setting("deeplabv2_resnet101", "paper", choices=tuple(MODELS))
     norm: str = setting(
         "auto",
-        "paper: frozen with pre-trained weights; ours: domain without",
-        choices=("auto", "frozen", "domain"),
+        "paper: frozen with pre-trained weights; ours: domain without; running is ASANet's code",
+        choices=("auto", *NORMS),
     )
     weights: str = setting("auto", "ours: imagenet for DeepLab, none for tiny; or a file's path")
     input: str = setting(
@@ -101,6 +129,9 @@ class Model:
         choices=("auto", *INPUTS),
     )
     aspp_branches: int = setting(4, "SPCL's code; 2 is the AdaptSegNet lineage", choices=(2, 4))
+    mean_order: str = setting(
+        "right", "ours; mixed is ASANet's code: BGR pixels minus an RGB mean", choices=MEAN_ORDERS
+    )
     target_statistics: str = setting(
         "trained",
         "ours; estimated = AdaBN over the target's training images before evaluation",
@@ -126,6 +157,12 @@ class Train:
     dtype: str = setting("float32", "ours", choices=("float32", "bfloat16"))
     deterministic: bool = setting(False, "ours: bit for bit on CUDA, slower")
     clip_norm: float = setting(0.0, "ours: 0 is off, as in the paper", low=0.0)
+    reduction: str = setting(
+        "global",
+        "ours: a mean over the pixels of all workers, so that their number changes nothing; "
+        "per_rank is the authors' code: the mean of each worker's own",
+        choices=("global", "per_rank"),
+    )
     threads: int = setting(2, "ours: torch threads per worker", low=1, operational=True)
     workers: int = setting(1, "ours: processes, one per GPU", low=1, operational=True)
     loader_workers: int = setting(2, "ours: 0 loads in process", low=0, operational=True)
@@ -218,10 +255,17 @@ class _Config:
                     f"{name}.horizon must be at least {name}.steps, since the poly schedule is 0 "
                     f"there; got horizon {section.horizon} and steps {section.steps}"
                 )
+            if section.start == "pretrained" and METHODS[name].source_pass:
+                raise ConfigError(
+                    f"{name}.start must be trained: what it learns in its look at the source is of "
+                    "the network of the stage before"
+                )
             if section.scale[0] > section.scale[1]:
                 raise ConfigError(f"{name}.scale must be [low, high], got {list(section.scale)}")
         if len(set(self.stages)) != len(self.stages):
             raise ConfigError(f"each stage may run once, got {list(self.stages)}")
+        self.source.check("source")
+        self.target.check("target")
         self.evaluation.check()
         self._check_model()
 
@@ -288,6 +332,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_file(path: Path, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: a section must hold key: value pairs, got {values!r}")
     try:
         build(Config, values)
     except ConfigError as error:
@@ -299,6 +345,10 @@ def _read_benchmark(name: str, method: str) -> dict[str, Any]:
     path = CONFIGS / "benchmarks" / f"{name}.yaml"
     values = read_yaml(path)
     own = values.pop("methods", {})
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"{path}: methods must hold a section per method, got {own!r}")
+    for other in own:
+        choose(other, known("methods"), f"{path}: method")
     for layer in (values, *own.values()):
         _check_file(path, layer)
     return merge(_expand(values), _expand(own.get(method, {})))
@@ -390,6 +440,8 @@ def operational_keys() -> set[str]:
     """Dotted names of the settings that cannot change a result."""
     keys = set()
     for section in dataclasses.fields(Config):
+        if section.metadata.get("operational"):
+            keys.add(section.name)
         if dataclasses.is_dataclass(section.type):
             for inner in dataclasses.fields(section.type):
                 if inner.metadata.get("operational"):

@@ -23,6 +23,10 @@ def describe(request: Request, workers: int) -> str:
     stages = plan(config, {role: s.fingerprint for role, s in shards.items()})
     store = ArtefactStore(request.storage)
     lines = [f"run {request.name} in {request.storage / request.name}"]
+    if config.compat == "official":
+        lines.append(
+            f"  compat=official: what the authors' code does, configs/compat/{config.method}.yaml"
+        )
     for role, split in shards.items():
         lines.append(f"  {role:<11}{split.name}, {len(split)} images, {split.folder}")
     lines.append(f"{'stage':<34}{'key':<18}{'stored':<8}{'steps':>7}{'batch':>7}{'MiB/worker':>12}")

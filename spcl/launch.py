@@ -86,6 +86,7 @@ def list_known() -> str:
     lines = []
     for kind in ("benchmarks", "methods"):
         lines.append(f"{kind}: {', '.join(known(kind))}")
+    lines.append(f"methods with compat=official: {', '.join(known('compat'))}")
     lines.append(f"stages: {', '.join(METHODS)}")
     lines.append(f"models: {', '.join(MODELS)}")
     return "\n".join(lines)

@@ -194,6 +194,7 @@ class Recipe:
                 labels=labels,
                 seed=config.seed,
                 class_balanced=role == "source" and config.source.class_balanced,
+                shuffle=section.shuffle,
             )
         return Steps(
             **streams,
@@ -299,11 +300,16 @@ class Recipe:
 
 def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:
     """What happens to a domain's images in a stage."""
-    if stage.augment == "both":
-        return Augment(section.size, section.jitter, section.flip, stage.scale)
-    if stage.augment == "source" and role == "source":
-        return Augment(section.size, section.jitter, scale=stage.scale)
-    return Augment(section.size, scale=stage.scale)
+    geometry = Augment(section.size, scale=stage.scale)
+    if stage.augment == "none" or (stage.augment == "source" and role != "source"):
+        return geometry
+    return dataclasses.replace(
+        geometry,
+        jitter=section.jitter,
+        grayscale=section.grayscale,
+        blur=section.blur,
+        flip=section.flip if stage.augment == "both" else 0.0,
+    )
 
 
 def set_up_torch(train: Train) -> None:
@@ -331,6 +337,7 @@ def new_segmentor(config: Config, num_classes: int, *, weights: str | None = Non
         input=config.input,
         aspp_branches=config.model.aspp_branches,
         absent=config.model.absent,
+        mean_order=config.model.mean_order,
     )
 
 

@@ -131,8 +131,8 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
             )
         settings = _without_empty(
             network=network,
-            train=scientific(config.train) | {"batch": config.batch_of(name)},
-            method=scientific(section),
+            train=_train_settings(config) | {"batch": config.batch_of(name)},
+            method=_without_start(scientific(section)),
             pseudo_label=scientific(config.pseudo_label) if "predictions" in method.needs else {},
             **{role: _stream_settings(getattr(config, role)) for role in method.domains},
         )
@@ -167,6 +167,18 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
 
 def _without_empty(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != {}}
+
+
+def _train_settings(config: Config) -> dict[str, Any]:
+    chosen = scientific(config.train)
+    if config.train.reduction == "per_rank":  # the one result that hangs on their number
+        chosen["workers"] = config.train.workers
+    return chosen
+
+
+def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:
+    # Told by the inputs; and the first stage starts from pre-trained weights either way.
+    return {k: v for k, v in chosen.items() if k != "start"}
 
 
 def _stream_settings(section: Any) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:  # torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        workers = dist.get_world_size()
+        arguments.settings = [*arguments.settings, f"train.workers={workers}"]
     try:
         return run(arguments, local_rank)
     finally:

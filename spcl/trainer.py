@@ -69,7 +69,7 @@ def fit(
     for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
         with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
             terms = wrapped(batch, step)
-        loss, counts = total(terms)
+        loss, counts = total(terms, train.reduction)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -118,16 +118,19 @@ def wrap(method: Method) -> nn.Module:
     return DistributedDataParallel(method, **options)
 
 
-def total(terms: dict[str, Term]) -> tuple[Tensor, Tensor]:
+def total(terms: dict[str, Term], reduction: str = "global") -> tuple[Tensor, Tensor]:
     """The loss to differentiate and the global counts (one per term).
 
     All counts travel in one all-reduce.  DDP averages gradients over ranks, so local sums are
     multiplied by the world size: N ranks then equal one.
+    reduction  "global"; "per_rank" is the mean of each rank's own mean, see `spcl.config.Train`
     """
-    counts = torch.stack([term.count.detach().double() for term in terms.values()])
-    counts = distributed.all_reduce(counts)
-    world = distributed.world_size()
-    scales = world / counts.clamp(min=1)
+    own = torch.stack([term.count.detach().double() for term in terms.values()])
+    counts = distributed.all_reduce(own.clone())
+    if reduction == "per_rank":
+        scales = 1 / own.clamp(min=1)
+    else:
+        scales = distributed.world_size() / counts.clamp(min=1)
     losses = [
         t.weight * t.sum * s.to(t.sum.dtype) for t, s in zip(terms.values(), scales, strict=True)
     ]

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spcl.data.batch import Batch
-from spcl.data.sampling import ClassBalanced, Uniform, positions, stream_seed
+from spcl.data.sampling import ClassBalanced, InOrder, Uniform, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
@@ -45,13 +45,16 @@ class Stream:
     labels: Labels | None
     seed: int
     class_balanced: bool = False
+    shuffle: bool = True  # False: the shards' own order, in every epoch
 
     def __post_init__(self) -> None:
         if self.class_balanced:
             contains = self.shards.class_pixels > 0
             self.order = ClassBalanced(contains, self.seed, self.name + "/order")
-        else:
+        elif self.shuffle:
             self.order = Uniform(len(self.shards), self.seed, self.name + "/order")
+        else:
+            self.order = InOrder(len(self.shards))
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "order"}

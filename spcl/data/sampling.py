@@ -49,6 +49,16 @@ class Uniform:
         return int(self._epoch(epoch)[offset])
 
 
+class InOrder:
+    """The list from its first sample to its last, again and again (ASANet's loaders)."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, position: int) -> int:
+        return position % self.size
+
+
 class ClassBalanced:
     """Prefer images of the classes seen least so far in the sub-epoch (SPCL's source sampler)."""
 

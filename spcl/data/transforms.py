@@ -14,6 +14,7 @@ from spcl.data.labels import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+BLUR_PIXELS = 3  # of the blur's kernel, SDCA's code
 STRIP_PIXELS = 2**17  # jittered at a time: what that takes besides stays in a CPU's cache
 
 
@@ -93,14 +94,28 @@ def jitter(image: Tensor, strength: tuple[float, float, float, float]) -> Tensor
     return image
 
 
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """A Gaussian of deviation `sigma` pixels, cut to 3x3, over (3, H, W) uint8."""
+    return F.gaussian_blur(image, [BLUR_PIXELS, BLUR_PIXELS], [sigma, sigma])
+
+
 @dataclass(frozen=True)
 class Augment:
-    """The training transform of one domain.  Sizes are (height, width)."""
+    """The training transform of one domain.  Sizes are (height, width).
+
+    jitter     strength of brightness, contrast, saturation, hue
+    flip       probability
+    scale      range of the factor before a crop to `size`
+    grayscale  probability of an image without colours
+    blur       range of the deviation in pixels, of every image; (0, 0) is none
+    """
 
     size: tuple[int, int]
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    grayscale: float = 0.0
+    blur: tuple[float, float] = (0.0, 0.0)
 
     def __call__(
         self, image: Tensor, label: Tensor | None, entropy: list[int]
@@ -121,6 +136,11 @@ class Augment:
         image = resize_image(image, size).contiguous()
         if any(self.jitter):
             image = jitter(image, self.jitter)
+        # What is off draws nothing, so that the draws after it stay what they were.
+        if self.grayscale and float(torch.rand(())) < self.grayscale:
+            image = F.rgb_to_grayscale(image, num_output_channels=3)
+        if any(self.blur):
+            image = blur(image, float(torch.empty(()).uniform_(*self.blur)))
         image = normalize(image)
         if label is not None:
             label = resize_label(label, size)

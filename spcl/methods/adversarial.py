@@ -24,6 +24,16 @@ class AdversarialConfig(StageConfig):
     weight: float = setting(1e-3, "authors' code: lambda_adv", low=0.0)
     critic_learning_rate: float = setting(1e-4, "authors' code: Adam", low=0.0)
     critic_width: int = setting(64, "AdaptSegNet: channels of the first layer", low=1)
+    # Switches; what the code of SPCL's warm-up does is 1.8 and source_only.
+    seg_temperature: float = setting(
+        1.0, "AdaptSegNet: none; divides source logits before cross-entropy", low=1e-3
+    )
+    critic_temperature: str = setting(
+        "none",
+        "AdaptSegNet; source_only: the critic too sees source logits divided by seg_temperature, "
+        "and can tell domains by their sharpness alone",
+        choices=("none", "source_only"),
+    )
 
 
 class Adversarial(Method):
@@ -43,7 +53,9 @@ class Adversarial(Method):
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         source = self.segmentor(batch.source_image, "source").logits
         target = self.segmentor(batch.target_image, "target").logits
-        source_map = upsample(source, batch.source_image.shape[-2:]).softmax(1)
+        softened = source / self.config.seg_temperature
+        shown = softened if self.config.critic_temperature == "source_only" else source
+        source_map = upsample(shown, batch.source_image.shape[-2:]).softmax(1)
         target_map = upsample(target, batch.target_image.shape[-2:]).softmax(1)
 
         frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
@@ -51,7 +63,7 @@ class Adversarial(Method):
         on_source = bce_to(self.critic(source_map.detach()), SOURCE)
         on_target = bce_to(self.critic(target_map.detach()), TARGET)
         return {
-            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+            "segmentation": Term(*cross_entropy(softened, batch.source_label)),
             "adversarial": Term(*bce_to(judged, SOURCE), self.config.weight),
             "critic_source": Term(*on_source, 0.5),
             "critic_target": Term(*on_target, 0.5),

@@ -43,7 +43,8 @@ class StageConfig:
     )
     start: str = setting(
         "trained",
-        "paper: from the stage before; pretrained, from model.weights, is SDCA's code",
+        "paper: from the stage before; pretrained, from model.weights as the first stage, is "
+        "SDCA's code",
         choices=("trained", "pretrained"),
     )
 

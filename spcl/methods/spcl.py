@@ -34,6 +34,9 @@ class SPCLConfig(StageConfig):
     normalize_keys: bool = setting(True, "ours: the paper's unit sphere, for keys too")
     source_mask: str = setting("gt", "paper; source pixels that count", choices=("gt", "agree"))
     init: str = setting("per_pixel", "paper; first mean", choices=("per_pixel", "per_image"))
+    seg_temperature: float = setting(
+        1.0, "paper: none; 1.8 in the authors' code: divides logits before cross-entropy", low=1e-3
+    )
 
 
 def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
@@ -98,8 +101,9 @@ class SPCL(Method):
         keys = self.prototypes.keys(), self.prototypes.seen, c.temperature
         on_source = pixel_contrast(source.features, source_labels, *keys)
         on_target = pixel_contrast(target.features, target_labels, *keys)
+        segmentation = cross_entropy(source.logits / c.seg_temperature, batch.source_label)
         return {
-            "segmentation": Term(*cross_entropy(source.logits, batch.source_label)),
+            "segmentation": Term(*segmentation),
             "source_contrast": Term(*on_source, c.contrast_weight * c.source_contrast),
             "target_contrast": Term(*on_target, c.contrast_weight * c.target_contrast),
         }

@@ -1,6 +1,6 @@
-"""Batch normalisation for two domains and many ranks, and the frozen kind.
+"""Batch normalisation for two domains and many ranks, the frozen kind, and the running one.
 
-Both read the state of an `nn.BatchNorm2d`.  Letters: B batch, C channels, h w grid.
+All read the state of an `nn.BatchNorm2d`.  Letters: B batch, C channels, h w grid.
 """
 
 from typing import Any
@@ -113,6 +113,35 @@ def _over_ranks(mean: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tens
     return mean, (squares.sum(0) + between) / total, total
 
 
+def batch_norm(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, factor: float, eps: float
+) -> Tensor:
+    """Normalise (B, C, h, w) by its moments on all ranks, which call this alike.
+
+    mean, var  (C,) running statistics; they are moved by `factor` towards the batch's, in place
+    """
+    kernel = _alone if distributed.world_size() == 1 else _together
+    return kernel(x, mean, var, weight, bias, factor, eps)
+
+
+def _alone(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, factor: float, eps: float
+) -> Tensor:
+    """By torch's fused kernel: several times faster than ours, equal but for rounding."""
+    return F.batch_norm(x, mean, var, weight, bias, True, factor, eps)
+
+
+def _together(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, factor: float, eps: float
+) -> Tensor:
+    y, batch_mean, batch_var, count = _Normalize.apply(x, weight, bias, eps)
+    with torch.no_grad():
+        unbiased = (count / (count - 1).clamp(min=1)).to(var.dtype)
+        mean.lerp_(batch_mean, factor)
+        var.lerp_(batch_var * unbiased, factor)
+    return y
+
+
 class DomainNorm(nn.Module):
     """Batch normalisation with running statistics per domain and one affine map for both.
 
@@ -140,26 +169,11 @@ class DomainNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
         self.updates[self.domain] += 1
-        normalize = self._alone if distributed.world_size() == 1 else self._together
-        return normalize(x, mean, var)  # moves both, which are views of the buffers
-
-    def _alone(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """By torch's fused kernel: several times faster than ours, equal but for rounding."""
         factor = self.momentum
         if factor is None:
             factor = 1 / int(self.updates[self.domain])
-        return F.batch_norm(x, mean, var, self.weight, self.bias, True, factor, self.eps)
-
-    def _together(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        y, batch_mean, batch_var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            factor = self.momentum
-            if factor is None:
-                factor = 1 / self.updates[self.domain].to(mean.dtype)
-            unbiased = (count / (count - 1).clamp(min=1)).to(var.dtype)
-            mean.lerp_(batch_mean, factor)
-            var.lerp_(batch_var * unbiased, factor)
-        return y
+        # Moves both statistics, which are views of the buffers.
+        return batch_norm(x, mean, var, self.weight, self.bias, factor, self.eps)
 
     def forget(self, domain: str) -> None:
         """Back to the state before the first update of a domain."""
@@ -210,5 +224,28 @@ class FrozenBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+class RunningBatchNorm2d(FrozenBatchNorm2d):
+    """In training normalised by the batch, whose moments move one running set for both domains.
+
+    The affine map stays frozen, as in the code of AdaptSegNet and ASANet.  Theirs runs on one GPU
+    with one image at a time; here the batch is that on all ranks, so N ranks equal one.
+    """
+
+    def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
+        super().__init__(channels, eps)
+        self.momentum = momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same.  In training every rank must call it, forward and backward."""
+        if not self.training:
+            return super().forward(x)
+        mean, var = self.running_mean, self.running_var
+        return batch_norm(x, mean, var, self.weight, self.bias, self.momentum, self.eps)
+
+
 #: What `model.norm` may name.
-NORMS: dict[str, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "domain": DomainNorm}
+NORMS: dict[str, type[nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "domain": DomainNorm,
+    "running": RunningBatchNorm2d,
+}

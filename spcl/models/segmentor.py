@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.errors import ConfigError
 from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
@@ -22,6 +23,8 @@ MODELS = {
     "deeplabv2_vgg16": "vgg16",
 }
 
+MEAN_ORDERS = ("right", "mixed")
+
 # The logit of a class that the network has no output for.  Finite, since interpolation would make
 # infinity NaN; in every float type its softmax is exactly 0.
 ABSENT_LOGIT = -1e4
@@ -36,7 +39,9 @@ class Segmentor(nn.Module):
     """A network that segments images of two domains; the domain chooses normalisation statistics.
 
     The backbone has an attribute `feature_dimension`.
-    absent  trainIds that are never predicted: the network is that without these outputs
+    absent      trainIds that are never predicted: the network is that without these outputs
+    mean_order  "mixed" is an image from which the mean was taken with its channels reversed, as in
+                ASANet's code: blue minus the mean of red
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Segmentor(nn.Module):
         head: nn.Module,
         num_classes: int,
         absent: tuple[int, ...] = (),
+        mean_order: str = "right",
     ):
         super().__init__()
         self.backbone, self.head = backbone, head
@@ -59,10 +65,17 @@ class Segmentor(nn.Module):
         if absent:
             mask = torch.tensor([k in absent for k in range(num_classes)])
             self.register_buffer("_absent", mask[:, None, None], persistent=False)  # (K, 1, 1)
+        self.mean_order = mean_order
+        if mean_order == "mixed":
+            mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+            shift = (mean - mean.flip(0)) / deviation
+            self.register_buffer("_shift", shift[:, None, None], persistent=False)  # (3, 1, 1)
 
     def forward(self, image: Tensor, domain: str) -> Output:
         """image (B, 3, H, W) normalised; domain "source" or "target"."""
         set_domain(self, domain)
+        if self.mean_order == "mixed":
+            image = image + self._shift
         features = self.backbone(image)
         logits = self.head(features)
         if self.absent:
@@ -85,18 +98,21 @@ def build_segmentor(
     input: str = "imagenet",
     aspp_branches: int = 4,
     absent: tuple[int, ...] = (),
+    mean_order: str = "right",
 ) -> Segmentor:
     """A new network; its initialisation follows torch's global RNG and nothing else.
 
-    norm     "frozen" or "domain"; VGG has no such layer
-    weights  of the backbone: "none", "imagenet" or a state dict's path; tiny has none
-    input    what VGG's weights expect, of `spcl.models.vgg.INPUTS`
-    absent   trainIds that the network never predicts
+    norm        of `spcl.models.normalization.NORMS`; VGG has no such layer
+    weights     of the backbone: "none", "imagenet" or a state dict's path; tiny has none
+    input       what VGG's weights expect, of `spcl.models.vgg.INPUTS`
+    absent      trainIds that the network never predicts
+    mean_order  of MEAN_ORDERS, see `Segmentor`
 
     Raises ConfigError on an unknown name, UserError on weights that are missing or do not fit.
     """
     backbone_name = MODELS[choose(name, MODELS, "model")]
     layer = NORMS[choose(norm, NORMS, "norm")]
+    choose(mean_order, MEAN_ORDERS, "mean_order")
     if name == "tiny":
         if weights != "none":
             raise ConfigError(
@@ -104,8 +120,8 @@ def build_segmentor(
             )
         tiny = Tiny(norm=layer)
         head = nn.Conv2d(tiny.feature_dimension, num_classes, 1)
-        return Segmentor(tiny, head, num_classes, absent)
+        return Segmentor(tiny, head, num_classes, absent, mean_order)
     backbone = VGG16(input) if backbone_name == "vgg16" else ResNet(backbone_name, layer)
     head = DilatedClassifier(backbone.feature_dimension, num_classes, aspp_branches)
     load_weights(backbone, backbone_name, weights)
-    return Segmentor(backbone, head, num_classes, absent)
+    return Segmentor(backbone, head, num_classes, absent, mean_order)

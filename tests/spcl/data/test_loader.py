@@ -56,6 +56,16 @@ def test_sample_ids_name_what_a_step_reads(steps):
     assert ids["source"][0].startswith("streets/sim/")
 
 
+def test_without_shuffling_ids_are_those_of_the_list_in_every_epoch(steps):
+    made = steps()
+    made.target.shuffle = False
+    made = pickle.loads(pickle.dumps(made))  # the order is made anew
+    count = len(made.target.shards)
+    read = [name for step in range(count // 2) for name in made.sample_ids(step)["target"]]
+    assert read == made.target.shards.sample_ids * 2
+    assert steps().sample_ids(0)["target"] != read[:4]
+
+
 def test_a_batch_that_ranks_cannot_share_is_an_error(steps):
     with pytest.raises(ValueError, match="batch 4 must be divisible by world size 3"):
         steps(0, 3)

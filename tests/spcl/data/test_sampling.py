@@ -4,6 +4,7 @@ import pytest
 from spcl.data.sampling import (
     SUB_EPOCH,
     ClassBalanced,
+    InOrder,
     Uniform,
     class_weights,
     draw_sub_epoch,
@@ -22,6 +23,10 @@ def test_each_epoch_is_a_permutation_and_epochs_differ():
     first, second = ([stream(p) for p in range(17 * e, 17 * (e + 1))] for e in (0, 1))
     assert sorted(first) == sorted(second) == list(range(17))
     assert first != second
+
+
+def test_in_order_every_epoch_is_the_list():
+    assert [InOrder(3)(p) for p in range(8)] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
 def test_a_position_reads_the_same_sample_in_any_order():

@@ -160,6 +160,59 @@ def test_a_smaller_scene_is_padded_with_ignored_pixels(image):
     assert (picture[:, label == 255] == 0).all()
 
 
+def test_grayscale_has_equal_channels_and_the_luma_of_the_image(image):
+    """BT.601's luma, as in Pillow's convert("L")."""
+    got, _ = _call(Augment((60, 90), grayscale=1.0), image, image[:, :, 0], 0)
+    grey = got * torch.tensor(IMAGENET_STD)[:, None, None]
+    grey = (grey + torch.tensor(IMAGENET_MEAN)[:, None, None]) * 255
+    luma = np.array(Image.fromarray(image).convert("L"), np.float32)
+    assert np.abs(grey.numpy() - luma).max() < 1.01
+
+
+def test_grayscale_happens_as_often_as_asked(image):
+    small = image[:4, :4]
+    augment = Augment((4, 4), grayscale=0.2)
+    spread = [_call(augment, small, small[:, :, 0], p)[0] for p in range(300)]
+    std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
+    grey = [bool(((x := s * std + mean)[0] - x[2]).abs().max() < 1e-3) for s in spread]
+    assert 35 < sum(grey) < 85
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0])
+def test_blur_is_a_gaussian_of_three_by_three(image, sigma):
+    got, _ = _call(Augment((60, 90), blur=(sigma, sigma)), image, image[:, :, 0], 0)
+    side = np.exp(-1 / (2 * sigma**2))
+    line = np.array([side, 1.0, side]) / (1 + 2 * side)
+    padded = np.pad(image.astype(float), ((1, 1), (1, 1), (0, 0)), mode="reflect")
+    rows = sum(w * padded[i : i + 60] for i, w in enumerate(line))
+    want = sum(w * rows[:, i : i + 90] for i, w in enumerate(line))
+    want = (want / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    assert np.abs(got.permute(1, 2, 0).numpy() - want).max() < 0.51 / 255 / min(IMAGENET_STD)
+
+
+def test_blur_draws_its_deviation_from_the_whole_range():
+    dot = np.zeros((9, 9, 3), np.uint8)
+    dot[4, 4] = 255
+    augment = Augment((9, 9), blur=(0.1, 2.0))
+    middles = [float(_call(augment, dot, dot[:, :, 0], p)[0][0, 4, 4]) for p in range(50)]
+    full, flat = float(normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8))[0]), -1.5
+    assert max(middles) == pytest.approx(full) and min(middles) < flat + 0.6
+
+
+@pytest.mark.parametrize(
+    ("on", "draws"), [({}, 0), ({"grayscale": 1e-9}, 1), ({"blur": (1.0, 1.5)}, 1)]
+)
+def test_what_is_off_draws_nothing(on, draws):
+    """A flip is drawn after both: it shows how many numbers they took."""
+    ramp = np.tile(np.arange(20, dtype=np.uint8), (10, 1))
+    augment = Augment((10, 20), flip=0.5, **on)
+    for position in range(20):
+        _, label = _call(augment, np.stack([ramp] * 3, -1), ramp, position)
+        seed = np.random.SeedSequence([0, 7, position]).generate_state(1, np.uint64)[0] >> 1
+        uniform = torch.rand(draws + 1, generator=torch.Generator().manual_seed(int(seed)))
+        assert bool(label[0, 0] == 19) == bool(uniform[draws] < 0.5)
+
+
 def test_flip_happens_about_half_the_time():
     ramp = np.tile(np.arange(20, dtype=np.uint8), (10, 1))
     augment = Augment((10, 20), flip=0.5)

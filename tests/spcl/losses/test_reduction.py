@@ -44,10 +44,12 @@ class Losses(nn.Module):
         return {"a": Term(*cross_entropy(source.logits, labels), 0.5), "b": Term(*contrast, 2.0)}
 
 
-def loss_and_gradient(images: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+def loss_and_gradient(
+    images: Tensor, labels: Tensor, reduction: str = "global"
+) -> tuple[float, Tensor]:
     network = Losses()
     wrapped = wrap(network)  # must outlive the backward pass
-    loss, _ = total(wrapped(images, labels))
+    loss, _ = total(wrapped(images, labels), reduction)
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in network.parameters()])
 
@@ -58,8 +60,29 @@ def on_rank(rank: int) -> dict:
         images, labels = (x[rank : rank + 1] for x in batch(void))
         results[void] = loss_and_gradient(images, labels)
     sums, counts = torch.tensor([1.0, 3.0]), torch.tensor([2, 1])
-    results["row"] = total({"x": Term(sums[rank], counts[rank])})[0].item()
+    for reduction in ("global", "per_rank"):
+        loss, count = total({"x": Term(sums[rank], counts[rank])}, reduction)
+        results[reduction] = loss.item(), count.tolist(), weight_gradient(rank, reduction)
     return results
+
+
+class TwoPixelsAndOne(nn.Module):
+    """A term linear in its one weight, of 1.0 over two pixels on rank 0, 3.0 over one on rank 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, rank: int) -> dict[str, Term]:
+        sums, counts = torch.tensor([1.0, 3.0]), torch.tensor([2, 1])
+        return {"x": Term(self.weight * sums[rank], counts[rank])}
+
+
+def weight_gradient(rank: int, reduction: str) -> float:
+    network = TwoPixelsAndOne()
+    wrapped = wrap(network)
+    total(wrapped(rank), reduction)[0].backward()
+    return network.weight.grad.item()
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +90,19 @@ def ranks():
     return run_ranks(on_rank, 2)
 
 
-def test_pixels_of_all_ranks_weigh_the_same(ranks):
-    # The mean of both ranks' own means would be 1.75.
-    assert sum(rank["row"] for rank in ranks) / 2 == pytest.approx(1.33333333, abs=1e-6)
+@pytest.mark.parametrize(("reduction", "value"), [("global", 1.33333333), ("per_rank", 1.75)])
+def test_two_pixels_and_one(ranks, reduction, value):
+    """1.0 over two pixels, 3.0 over one: all pixels weigh the same, or all ranks do."""
+    losses, counts, gradients = zip(*(rank[reduction] for rank in ranks), strict=True)
+    assert sum(losses) / 2 == pytest.approx(value, abs=1e-6)
+    assert gradients == pytest.approx([value, value], abs=1e-6)  # what DDP leaves on both ranks
+    assert counts == ([3.0], [3.0])  # for the log, which is of all pixels
+
+
+def test_alone_both_reductions_are_the_same_bits():
+    for void in (False, True):
+        one, other = (loss_and_gradient(*batch(void), r) for r in ("global", "per_rank"))
+        assert one[0] == other[0] and torch.equal(one[1], other[1])
 
 
 @pytest.mark.parametrize("void", [False, True])

@@ -4,9 +4,11 @@ import torch.nn.functional as F
 from processes import run_ranks
 from torch import nn
 
+from spcl.models import normalization
 from spcl.models.normalization import (
     DomainNorm,
     FrozenBatchNorm2d,
+    RunningBatchNorm2d,
     fill_unseen_statistics,
     set_domain,
 )
@@ -18,7 +20,7 @@ CHANNELS = 3
 def kernel(request, monkeypatch):
     """On one process torch's kernel does the work; ours, for several, must do the same there."""
     if request.param == "ours":
-        monkeypatch.setattr(DomainNorm, "_alone", DomainNorm._together)
+        monkeypatch.setattr(normalization, "_alone", normalization._together)
 
 
 def maps(batch=4, dtype=torch.float32):
@@ -176,6 +178,46 @@ def test_frozen_is_the_identity_at_first():
     assert torch.allclose(FrozenBatchNorm2d(CHANNELS)(x), x, rtol=1e-5)
 
 
+def frozen_map(layer):
+    """The layer with a weight and bias that matter and are not trained."""
+    return affine(layer).requires_grad_(False)
+
+
+def source_then_target(layer, x, weights):
+    """Outputs for x as source and 3x as target, and the gradient of x, from one graph."""
+    x = x.clone().requires_grad_()
+    outputs = []
+    for domain, scale in (("source", 1.0), ("target", 3.0)):
+        set_domain(layer, domain)
+        outputs.append(layer(x * scale))
+    sum((y * weights).sum() for y in outputs).backward()
+    return *(y.detach() for y in outputs), x.grad
+
+
+def test_running_equals_a_batch_norm_whose_map_is_frozen(kernel):
+    """AdaptSegNet's and ASANet's: nn.BatchNorm2d with requires_grad off, one for both domains."""
+    ours = frozen_map(RunningBatchNorm2d(CHANNELS))
+    theirs = frozen_map(nn.BatchNorm2d(CHANNELS))
+    x = maps()
+    for _ in range(2):
+        found = source_then_target(ours, x, uneven(x))
+        expected = source_then_target(theirs, x, uneven(x))
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b)
+    assert_close(ours.running_mean, theirs.running_mean)
+    assert_close(ours.running_var, theirs.running_var)
+    assert (ours.running_var - 1).abs().min() > 0.05  # they did move
+    assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_running_has_the_state_of_a_batch_norm_and_no_parameter():
+    theirs, ours = trained_batch_norm().eval(), RunningBatchNorm2d(CHANNELS)
+    ours.load_state_dict(theirs.state_dict())
+    assert_close(ours.eval()(maps()), theirs(maps()))
+    assert list(ours.parameters()) == []
+    assert ours.state_dict().keys() == theirs.state_dict().keys() - {"num_batches_tracked"}
+
+
 # Several ranks: four images on one rank, or split between two.
 
 SPLITS = {"even": (slice(0, 2), slice(2, 4)), "all on one": (slice(0, 4), slice(4, 4))}
@@ -190,8 +232,16 @@ def two_steps(mine):
     return *results, *(buffer.clone() for buffer in layer.buffers())
 
 
+def two_domains(mine):
+    layer, x = frozen_map(RunningBatchNorm2d(CHANNELS)), maps()
+    results = source_then_target(layer, x[mine], uneven(x)[mine])
+    return *results, layer.running_mean, layer.running_var
+
+
 def on_rank(rank):
-    return {name: two_steps(split[rank]) for name, split in SPLITS.items()}
+    return {
+        name: (two_steps(split[rank]), two_domains(split[rank])) for name, split in SPLITS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -202,11 +252,22 @@ def ranks():
 @pytest.mark.parametrize("split", SPLITS)
 def test_two_ranks_equal_one(ranks, split):
     y, d_x, d_weight, d_bias, *buffers = two_steps(slice(0, 4))
-    first, second = (rank[split] for rank in ranks)
+    first, second = (rank[split][0] for rank in ranks)
     assert_close(torch.cat([first[0], second[0]]), y)
     assert_close(torch.cat([first[1], second[1]]), d_x)
     assert_close(first[2] + second[2], d_weight)
     assert_close(first[3] + second[3], d_bias)
     for a, b, c in zip(first[4:], second[4:], buffers, strict=True):
+        assert torch.equal(a, b)
+        assert_close(a, c)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_ranks_equal_one_with_running_statistics(ranks, split):
+    *maps_alone, mean, var = two_domains(slice(0, 4))
+    first, second = (rank[split][1] for rank in ranks)
+    for a, b, c in zip(first, second, maps_alone, strict=False):  # outputs, and x's gradient
+        assert_close(torch.cat([a, b]), c)
+    for a, b, c in zip(first[3:], second[3:], (mean, var), strict=True):
         assert torch.equal(a, b)
         assert_close(a, c)
