@@ -24,6 +24,8 @@ from spcl.trainer import Surroundings, fit
 
 CLASSES = 19
 HEIGHT, WIDTH = 32, 64
+#: Weights of the demo; a confidence that a network reaches within the few steps of a test.
+SDCA = {"temperature": 0.1, "feature_weight": 0.1, "output_weight": 0.1, "delta": 0.12}
 TRAIN = Train(threads=1, loader_workers=0, log_every=1, checkpoint_every=10, panel_every=10_000)
 
 
@@ -86,13 +88,17 @@ def segmentor(norm: str = "domain", model: str = "toy", seed: int = 0) -> Segmen
 
 
 def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 20, **config):
-    """A method ready to train; SPCL starts from prototypes of random directions, all seen."""
+    """A method ready to train.
+
+    SPCL and SDCA start from prototypes and means of random directions, all seen.
+    """
     made = METHODS[name](
         segmentor(norm, model),
         METHODS[name].Config(
             **{"steps": steps, "horizon": 100, "learning_rate": 0.01, "head_multiplier": 1.0}
             | ({"critic_width": 4} if name == "adversarial" else {})
             | ({"temperature": 0.1, "contrast_weight": 0.1} if name == "spcl" else {})
+            | (SDCA if name == "sdca" else {})
             | config
         ),
     )
@@ -101,6 +107,12 @@ def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 
         rng = torch.Generator().manual_seed(3)
         mean = nn.functional.normalize(torch.randn(bank.mean.shape, generator=rng), dim=1)
         bank.load(mean, torch.ones(CLASSES, dtype=torch.bool))
+    if name == "sdca":
+        rng = torch.Generator().manual_seed(3)
+        for moments in made.moments.values():
+            mean = nn.functional.normalize(torch.randn(moments.mean.shape, generator=rng), dim=1)
+            variance = 0.1 * torch.rand(mean.shape, generator=rng)
+            moments.load(mean, variance, torch.full((CLASSES,), 1000))
     return made
 
 

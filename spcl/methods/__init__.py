@@ -2,6 +2,7 @@
 
 from spcl.methods.adversarial import Adversarial
 from spcl.methods.base import Method
+from spcl.methods.sdca import SDCA
 from spcl.methods.self_training import SelfTraining
 from spcl.methods.source_only import SourceOnly
 from spcl.methods.spcl import SPCL
@@ -10,5 +11,6 @@ METHODS: dict[str, type[Method]] = {
     "source_only": SourceOnly,
     "adversarial": Adversarial,
     "spcl": SPCL,
+    "sdca": SDCA,
     "self_training": SelfTraining,
 }
