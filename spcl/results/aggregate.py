@@ -26,16 +26,26 @@ from pyarrow import fs
 
 from spcl import atomic
 from spcl.errors import DataError
-from spcl.protocols import PROTOCOLS, score
+from spcl.protocols import PROTOCOLS, check_classes, score
 from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replicates
 from spcl.results.store import SCHEMA, upgrade
 
-CACHE_SCHEMA = "1"
+CACHE_SCHEMA = "2"
 CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
-OTHER = ("artefacts", "sweeps", "leaderboard")  # that hold no run at full budget
-PROBED = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
+OTHER = ("artefacts", "sweeps")  # that hold no run at full budget
+RECORDS = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
+BOARDS = "leaderboard.json"  # in a folder that boards were written to
+PROBED = (*RECORDS, BOARDS)
 PICK = re.compile(r"(?P<search>.+)-c\d+(-s\d+)?")  # how a search names the runs of its picks
 TOLERANCE = 1e-6  # between the IoU a run states and the one its matrices give
+#: What is no text in a record.
+KINDS = {
+    "seed": int,
+    "label_budget": int,
+    "eval_size": tuple,
+    "device_seconds": int | float | None,
+    "final": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Run:
     means: dict[str, float]  # headline first
     confusions: Path | str  # per-image matrices (Parquet), read lazily
     device_seconds: float | None
-    date: str
+    date: str  # and time, in ISO 8601
     code: str
     folder: str
     source: str  # "run" or "search"
@@ -176,7 +186,7 @@ def _classify(folders: Sequence[_Folder], quiet: bool = False) -> tuple[list[_Fo
             problems.append(f"{folder}: failed: {_failure(folder)}")
         elif "config.yaml" in have or "manifest.json" in have:
             problems.append(f"{folder}: not finished")
-        elif not quiet:
+        elif not quiet and BOARDS not in have:
             problems.append(f"{folder}: neither a run nor a search")
     return found, problems
 
@@ -279,7 +289,7 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "target_fingerprint": manifest["data"]["evaluation"]["fingerprint"],
             "settings": evaluation.get("settings") or _digest([older, row["stage"]]),
             "device_seconds": done.get("device_seconds", {}).get(row["stage"]),
-            "date": datetime.fromtimestamp(manifest["started"], UTC).date().isoformat(),
+            "date": datetime.fromtimestamp(manifest["started"], UTC).isoformat(timespec="seconds"),
             "code": manifest["code"],
             "folder": str(folder),
             "source": "run",
@@ -362,7 +372,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
             "target_fingerprint": audit["fingerprint"],
             "settings": _digest([same, record["settings"]]),
             "device_seconds": sum(spent),
-            "date": record["finished"][:10],
+            "date": record["finished"],
             "code": manifest["code"],
             "folder": str(folder / "configurations" / number),
             "source": "search",
@@ -383,8 +393,10 @@ def _score(
 ) -> Run:
     """A run scored from its matrices.  DataError where they give another headline than stated."""
     protocol = common["protocol"]
+    _check_kinds(common, classes)
     if protocol not in PROTOCOLS:
         raise DataError(f"protocol {protocol!r} is unknown; known: {', '.join(PROTOCOLS)}")
+    check_classes(protocol, classes, "this record")
     ids, per_image = _read_matrices(matrices)
     if per_image.shape[1] != len(classes):
         raise DataError(f"{matrices.name} has {per_image.shape[1]} classes, not {len(classes)}")
@@ -404,6 +416,17 @@ def _score(
         sample_ids=digest_of_ids(ids),
         replicates=headline_replicates(per_image, protocol).astype(np.float32),
     )
+
+
+def _check_kinds(common: dict[str, Any], classes: Sequence[str]) -> None:
+    """DataError where a value is of another kind than ours: boards compare and sort them."""
+    for name, value in common.items():
+        if not isinstance(value, KINDS.get(name, str)):
+            raise DataError(f"{name} cannot be {value!r}")
+    if not all(isinstance(pixels, int) for pixels in common["eval_size"]):
+        raise DataError(f"eval_size cannot be {common['eval_size']}")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"classes cannot be {classes!r}")
 
 
 def digest_of_ids(sample_ids: Sequence[str]) -> str:

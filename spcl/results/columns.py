@@ -76,9 +76,11 @@ def detectable(board: Board) -> str:
     if all(row.published for row in board.rows):
         return "No run of ours yet."
     if board.detectable is None:
-        return "Too few seeds to say which difference could be detected."
+        return "No two rows of several seeds to compare: no difference could be detected."
+    groups = {row.group for row in board.rows if not row.published}
+    where = " in the group with the most comparisons" if len(groups) > 1 else ""
     return (
-        "The smallest difference that the given seeds could detect is "
+        f"The smallest difference that the given seeds could detect{where} is "
         f"{100 * board.detectable:.1f} points."
     )
 
@@ -130,6 +132,11 @@ def _half_width(row: Row) -> float | None:
 
 def _hours(row: Row) -> str:
     return NOTHING if row.device_hours is None else f"{row.device_hours:.2f}"
+
+
+def links(row: Row, out: Path) -> list[tuple[str, str | None]]:
+    """Name and relative address of each of a row's runs; not yet escaped."""
+    return [(folder.rstrip("/").rsplit("/", 1)[-1], link(folder, out)) for folder in row.runs]
 
 
 def link(folder: str, out: Path) -> str | None:

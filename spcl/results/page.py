@@ -16,16 +16,16 @@ from spcl.results.columns import (
     detectable,
     is_missing,
     link,
+    links,
     percent,
     selection,
     title,
 )
-from spcl.results.ranking import Board, Row
+from spcl.results.ranking import TARGET_LABELS, Board, Row
 
 NOTHING_APART = "Nothing was kept apart."
 PANELS = 4  # embedded per board: of its best rows
 PANEL_BYTES = 4 << 20  # a larger panel is linked
-USES_LABELS = ("few_label", "target_oracle")  # selection rules that read target labels
 
 
 def page(boards: Sequence[Board], unread: Sequence[str], out: Path) -> str:
@@ -130,17 +130,16 @@ def _cell(column: Column, row: Row) -> str:
 
 def _badges(row: Row) -> str:
     """A published row's marks, or how ours was selected; orange where target labels were read."""
-    kind = "badge labels" if row.label_budget or row.selection.startswith(USES_LABELS) else "badge"
+    kind = "badge labels" if TARGET_LABELS in row.badges else "badge"
     texts = [selection(row) if badge == row.selection else badge for badge in row.badges]
     return "".join(f' <span class="{kind}">{escape(text)}</span>' for text in texts)
 
 
 def _links(row: Row, out: Path) -> str:
-    links = []
-    for folder in row.runs:
-        name, address = escape(folder.rstrip("/").rsplit("/", 1)[-1]), link(folder, out)
-        links.append(f'<a class="run" href="{escape(address)}">{name}</a>' if address else name)
-    return " ".join(links)
+    return " ".join(
+        f'<a class="run" href="{escape(address)}">{escape(name)}</a>' if address else escape(name)
+        for name, address in links(row, out)
+    )
 
 
 def _label(row: Row) -> str:
@@ -237,29 +236,32 @@ def _shade(value: float | None) -> str:
 
 
 def _panels(board: Board, out: Path) -> str:
-    figures = []
+    figures: list[str] = []
     for row in board.rows:
-        panel = next((p for folder in row.runs if (p := _panel(folder)) is not None), None)
-        if panel is None:
-            continue
         name = escape(_label(row))
-        small = panel.stat().st_size <= PANEL_BYTES
-        if small and len(figures) < PANELS:
-            data = base64.b64encode(panel.read_bytes()).decode()
-            text = f"Panel of {name}: image, ground truth, each stage"
-            shown = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-        else:
-            address = escape(str(link(str(panel.parent), out)) + panel.name)
-            shown = f'<a href="{address}">panel.png</a>'
-        figures.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
+        for folder in row.runs:
+            shown = _panel(folder, name, out, embedded=len(figures) < PANELS)
+            if shown is not None:
+                figures.append(f"<figure>{shown}<figcaption>{name}</figcaption></figure>")
+                break
     if not figures:
         return ""
     return f"<h3>Panels</h3>\n<div>{''.join(figures)}</div>\n"
 
 
-def _panel(folder: str) -> Path | None:
-    path = Path(folder) / "panel.png"
-    return path if "://" not in folder and path.is_file() else None
+def _panel(folder: str, name: str, out: Path, embedded: bool) -> str | None:
+    """A run's panel, or a link to a large one; None where there is none that can be read."""
+    path, address = Path(folder) / "panel.png", link(folder, out)
+    if address is None:
+        return None
+    try:
+        if path.stat().st_size > PANEL_BYTES or not embedded:
+            return f'<a href="{escape(address)}panel.png">panel.png</a>'
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError:
+        return None
+    text = f"Panel of {name}: image, ground truth, each stage"
+    return f'<img alt="{text}" src="data:image/png;base64,{data}">'
 
 
 POLICY = (

@@ -38,6 +38,7 @@ TARGET_LABELS = "target labels"  # the badge of rows that were selected with the
 ORACLE = "target_oracle"
 FEW_LABEL = "few_label"
 KEY_LETTERS = 8
+DATE_LETTERS = len("2026-11-21")
 SECONDS_PER_HOUR = 3600
 
 
@@ -76,7 +77,8 @@ class Board:
     classes: tuple[str, ...]
     rows: list[Row]  # the best first
     kept_apart: list[str]  # what is not ranked together, and why
-    detectable: float | None  # smallest difference its seeds could detect, in [0, 1]
+    #: smallest difference that the seeds of the group with most comparisons could detect, in [0, 1]
+    detectable: float | None
 
 
 def make_boards(runs: Iterable[Run], published: Iterable[Published] = ()) -> list[Board]:
@@ -127,8 +129,7 @@ def _with_images(run: Run) -> Run:
 
 def uses_target_labels(run: Run) -> bool:
     """Did labels of the target choose this row's network?"""
-    few = run.selection.startswith(FEW_LABEL)
-    return run.label_budget > 0 or few or run.selection == ORACLE
+    return run.label_budget > 0 or run.selection.startswith((FEW_LABEL, ORACLE))
 
 
 @dataclass(frozen=True)
@@ -202,14 +203,13 @@ def _board(key: tuple[str, str], runs: Sequence[Run], published: Sequence[Publis
         draft = Draft(members)
         groups.setdefault(Group.of(draft.runs[0]), []).append(draft)
     rows: list[Row] = []
-    detectable = None
+    most: list[Estimate] = []
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0])))
     for group, drafts in ordered:
         differences = _differences(drafts)
         ranks = _ranks(drafts, differences)
         rows += [_row(d, group, rank, classes) for d, rank in zip(drafts, ranks, strict=True)]
-        if detectable is None:
-            detectable = detectable_difference(list(differences.values()))
+        most = max(most, list(differences.values()), key=len)
     rows = _tell_apart(rows) + [_published_row(row, classes) for row in published]
     kept_apart = _kept_apart([(group, len(drafts)) for group, drafts in ordered])
     alone = sum(len(row.seeds) == 1 for row in rows)
@@ -217,7 +217,8 @@ def _board(key: tuple[str, str], runs: Sequence[Run], published: Sequence[Publis
         kept_apart.append(f"{_rows(alone)} of one seed: not ranked, how seeds differ is unknown")
     if published and runs:
         kept_apart.append(f"{_rows(len(published))} published: not ranked, no seeds and no images")
-    return Board(benchmark, protocol, classes, sorted(rows, key=_by_value), kept_apart, detectable)
+    rows.sort(key=_by_value)
+    return Board(benchmark, protocol, classes, rows, kept_apart, detectable_difference(most))
 
 
 def _by_row(runs: Sequence[Run]) -> dict[tuple, list[Run]]:
@@ -293,7 +294,7 @@ def _row(draft: Draft, group: Group, rank: int | None, classes: Sequence[str]) -
         means={name: _mean([run.means[name] for run in runs]) for name in last.means},
         seeds=tuple(draft.scores),
         device_hours=None if None in seconds else math.fsum(seconds) / SECONDS_PER_HOUR,
-        date=max(run.date for run in runs),
+        date=max(run.date for run in runs)[:DATE_LETTERS],
         code=tuple(sorted({run.code for run in runs})),
         runs=tuple(run.folder for run in runs),
         rank=rank,

@@ -18,6 +18,7 @@ from spcl.results.columns import (
     columns,
     detectable,
     interval,
+    links,
     mean_names,
     percent,
     plain,
@@ -39,7 +40,7 @@ def write_boards(boards: Sequence[Board], unread: Sequence[str], out: Path) -> l
 
     unread  what could not be read, and why
     """
-    texts = (page(boards, unread, out), markdown(boards, unread), as_json(boards, unread))
+    texts = (page(boards, unread, out), markdown(boards, unread, out), as_json(boards, unread))
     paths = [out / name for name in FILES]
     for path, text in zip(paths, texts, strict=True):
         # A folder's name need not be text; where it is not, the link alone is exact.
@@ -108,10 +109,11 @@ def _without_nan(value: object) -> object:
 # leaderboard.md
 
 
-def markdown(boards: Sequence[Board], unread: Sequence[str]) -> str:
+def markdown(boards: Sequence[Board], unread: Sequence[str], out: Path) -> str:
+    """All boards, to be written into the folder `out`."""
     lines = ["# Leaderboard", "", "IoU in %. Published rows stand by value and have no rank."]
     for board in boards:
-        lines += ["", f"## {_escaped(title(board))}", "", *_markdown_table(board), ""]
+        lines += ["", f"## {_escaped(title(board))}", "", *_markdown_table(board, out), ""]
         lines += [_escaped(detectable(board)), ""]
         apart = [f"- {_escaped(reason)}" for reason in board.kept_apart]
         lines += ["Kept apart:", "", *apart] if apart else [NOTHING_APART]
@@ -120,16 +122,18 @@ def markdown(boards: Sequence[Board], unread: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(board: Board) -> list[str]:
+def _markdown_table(board: Board, out: Path) -> list[str]:
     shown = columns(board)
     lines = [
-        "| " + " | ".join(_escaped(column.title) for column in shown) + " |",
-        "|" + "---|" * len(shown),
+        "| " + " | ".join([*(_escaped(column.title) for column in shown), "Runs"]) + " |",
+        "|" + "---|" * (len(shown) + 1),
     ]
     for row in board.rows:
         cells = [_escaped(column.text(row)) for column in shown]
         if row.published:
             cells[1] += " (published)"
+        runs = [(_escaped(name), address) for name, address in links(row, out)]
+        cells.append(" ".join(f"[{n}]({address})" if address else n for n, address in runs))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -12,8 +12,10 @@ import yaml
 from spcl.protocols import score
 from spcl.results import aggregate
 from spcl.results.aggregate import load_confusions, read_runs
+from spcl.results.ranking import make_boards
 from spcl.results.store import write_confusions
 
+ROOT = Path(__file__).resolve().parents[3]
 CLASSES = ["road", "sky", "car"]
 
 
@@ -133,7 +135,8 @@ def test_a_run_gives_a_row_for_each_stage_scored_from_its_matrices(tmp_path):
     assert spcl.iou == tuple(expected["iou"]) and spcl.classes == tuple(CLASSES)
     assert (spcl.benchmark, spcl.method, spcl.backbone) == ("streets", "spcl", "tiny")
     assert (spcl.seed, spcl.eval_size, spcl.target) == (3, (32, 64), "streets/real/val")
-    assert (spcl.folder, spcl.source, spcl.date) == (str(folder), "run", "2026-11-21")
+    assert (spcl.folder, spcl.source) == (str(folder), "run")
+    assert spcl.date == "2026-11-21T11:24:42+00:00"  # date -u -d @1795260282
     assert (spcl.settings, spcl.device_seconds) == ("of evaluation of spcl", 60.0)
     assert (warm.final, spcl.final, spcl.images) == (False, True, 7)
 
@@ -213,6 +216,8 @@ def damage(folder, how):
             edit(folder / "DONE.json", table=[])
         case "more classes":
             edit(folder / "DONE.json", classes=[*CLASSES, "bus"])
+        case "foreign classes":
+            edit(folder / "DONE.json", protocol="cityscapes19")
         case "wrong types":
             edit(folder / "DONE.json", table=[done["table"][0] | {"means": 3}])
 
@@ -231,6 +236,7 @@ def damage(folder, how):
         ("protocol", "protocol 'new19' is unknown"),
         ("unscored", "not evaluated"),
         ("more classes", "has 3 classes, not 4"),
+        ("foreign classes", "is made for the 19 Cityscapes classes"),
         ("wrong types", ""),
     ],
 )
@@ -242,12 +248,38 @@ def test_a_damaged_or_foreign_folder_is_told_and_the_others_are_read(tmp_path, h
     assert problem.startswith(f"{tmp_path}/bad: ") and said in problem and "\n" not in problem
 
 
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("manifest.json", {"benchmark": None}),
+        ("manifest.json", {"method": {"name": "spcl"}}),
+        ("manifest.json", {"backbone": 3}),
+        ("manifest.json", {"selection": ["last"]}),
+        ("manifest.json", {"label_budget": "8"}),
+        ("manifest.json", {"seed": "0"}),
+        ("manifest.json", {"code": None}),
+        ("manifest.json", {"evaluation_size": ["32", "64"]}),
+        ("DONE.json", {"classes": [1, 2, 3]}),
+        ("DONE.json", {"classes": "abc"}),
+        ("DONE.json", {"device_seconds": {"warm": "60", "spcl": "60"}}),
+    ],
+)
+def test_a_record_of_other_kinds_of_values_stops_no_board(tmp_path, file, values):
+    write_run(tmp_path / "good")
+    edit(write_run(tmp_path / "bad", 1) / file, **values)
+    runs, (problem,) = read_runs([tmp_path])
+    assert problem.startswith(f"{tmp_path}/bad: ") and "cannot be" in problem
+    (board,) = make_boards(runs)
+    assert len(board.rows) == 2
+
+
 def test_what_is_no_finished_run_is_told(tmp_path):
     write_run(tmp_path / "half")
     (tmp_path / "half/DONE.json").unlink()
     write_json(tmp_path / "lost/FAILED.json", {"error": "out of memory", "kind": "x"})
     for name in ("holiday", "artefacts/x", "sweeps/tiny/x", ".hidden"):
         (tmp_path / name).mkdir(parents=True)
+    write_json(tmp_path / "boards/leaderboard.json", {})  # ours, and no run
     runs, problems = read_runs([tmp_path, tmp_path / "nowhere", "nosuch://x"])
     assert runs == []
     assert [p.replace(f"{tmp_path}/", "") for p in problems[:4]] == [
@@ -383,7 +415,7 @@ def test_the_boards_code_loads_neither_torch_nor_ray():
         "import sys, spcl.results.ranking, spcl.results.published\n"
         "assert not {'torch', 'ray', 'scipy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_runs_of_the_recipe_are_rows_by_seed(mini_data, tmp_path):

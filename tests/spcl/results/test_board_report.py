@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -116,12 +117,12 @@ def test_names_are_text_and_never_markup(html):
 
 
 def test_names_are_text_in_markdown_too(out):
-    """Every line of the table has as many cells as the head; nothing opens a tag or a link."""
+    """Every line of the table has as many cells as the head; no tag, no link but to a run."""
     text = (out / "leaderboard.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 6
     assert len({line.count("|") for line in lines}) == 1
-    assert not re.search(r"[<`]|\]\(", text)
+    assert not re.search(r"[<`]|\]\((?!\.\./runs/)", text)
 
 
 def test_target_labels_are_visible_in_the_badge_of_the_selection_rule(html, out):
@@ -139,9 +140,11 @@ def test_the_page_asks_nothing_of_the_network(html, out):
 
 def test_a_link_leads_to_the_run_from_where_the_page_lies(html, out, streets):
     links = [unquote(a["href"]) for a in html.all("a") if a.get("class") == "run"]
-    assert [(out / link).resolve() for link in links] == [
-        (out / run).resolve() for run in streets.rows[1].runs
-    ]
+    in_markdown = re.findall(r"\]\((.*?)\)", (out / "leaderboard.md").read_text())
+    for addresses in (links, map(unquote, in_markdown)):
+        assert [(out / address).resolve() for address in addresses] == [
+            (out / run).resolve() for run in streets.rows[1].runs
+        ]
 
 
 def test_the_panel_is_in_the_page_and_a_large_one_is_linked(html, streets, tmp_path, monkeypatch):
@@ -153,6 +156,15 @@ def test_the_panel_is_in_the_page_and_a_large_one_is_linked(html, streets, tmp_p
     assert not page.all("img")
     (link,) = [a["href"] for a in page.all("a") if a.get("href", "").endswith("panel.png")]
     assert (tmp_path / "out" / unquote(link)).is_file()
+
+
+def test_a_panel_that_cannot_be_read_is_left_out(streets, tmp_path, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    write_boards([streets], [], tmp_path / "out")
+    assert "Panels" not in (tmp_path / "out/leaderboard.html").read_text()
 
 
 def test_what_is_kept_apart_and_what_was_not_read_is_said(html, out, streets):

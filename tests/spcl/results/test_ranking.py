@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from spcl.results.aggregate import Run
+from spcl.results.columns import detectable
 from spcl.results.published import Published
 from spcl.results.ranking import TARGET_LABELS, make_boards
 from spcl.results.statistics import RESAMPLES
@@ -111,6 +112,14 @@ def test_the_detectable_difference_separates_what_is_ranked_from_what_is_not():
     assert alone.detectable is None
 
 
+def test_the_detectable_difference_is_that_of_the_group_with_most_comparisons():
+    singles = [run for n in range(4) for run in row(f"s{n}", [0.5], eval_size=(32, 64))]
+    both = make_boards(row("a", GOOD) + row("b", BAD) + singles, ())[0]
+    assert both.detectable == make_boards(row("a", GOOD) + row("b", BAD), ())[0].detectable
+    assert "in the group with the most" in detectable(both)
+    assert "No two rows" in detectable(make_boards(row("a", GOOD) + singles, ())[0])
+
+
 # The linter.
 
 
@@ -123,6 +132,7 @@ def test_the_detectable_difference_separates_what_is_ranked_from_what_is_not():
         ({"sample_ids": "half"}, "target images streets/real/val"),
         ({"selection": "target_oracle"}, "selected with target labels"),
         ({"selection": "few_label:8", "label_budget": 8}, "selected with target labels"),
+        ({"selection": "target_oracle:best"}, "selected with target labels"),
         ({"label_budget": 1}, "selected with target labels"),
     ],
 )
@@ -186,6 +196,9 @@ def test_of_two_runs_of_a_seed_the_latest_counts_and_a_disagreement_is_told():
     old, new = row("a", [0.2]) + row("a", [0.9], date="2026-11-30")
     (found,) = make_boards([new, old], ())[0].rows
     assert (found.mean, found.seeds) == (0.9, (0,)) and "seed 0 differ" in found.note
+    morning, noon = replace(old, date="2026-11-21T08:00:00"), replace(new, date="2026-11-21T12:00")
+    (found,) = make_boards([noon, replace(morning, folder="/runs/z")], ())[0].rows
+    assert (found.mean, found.date) == (0.9, "2026-11-21")
     (same,) = make_boards([old, replace(old, folder="/runs/copy")], ())[0].rows
     assert "differ" not in same.note
 
