@@ -96,6 +96,9 @@ def _convert(value: Any, kind: Any, key: str, field: dataclasses.Field) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section; expected key: value pairs, got {value!r}")
         return build(kind, value, key + ".")
+    word = str(value).lower()
+    if isinstance(value, bool) and word in (field.metadata.get("choices") or ()):
+        value = word  # one of the words to choose from, which YAML reads as a truth value
     try:
         converted = _as(value, kind)
     except (TypeError, ValueError):

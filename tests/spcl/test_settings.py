@@ -14,6 +14,7 @@ class Inner:
     workers: int = setting(1, "test", operational=True)
     batch: int | None = setting(None, "test", low=1)
     on: bool = setting(True, "test")
+    median: str = setting("true", "test", choices=("true", "lower"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,12 @@ def test_values_become_their_declared_type():
     made = build(Outer, {"inner": {"rate": "1e-3", "size": [4, 5], "batch": 2}, "steps": "7"})
     assert made.inner.rate == 1e-3 and made.inner.size == (4, 5)
     assert made.steps == 7 and made.inner.batch == 2
+
+
+def test_a_choice_that_yaml_reads_as_a_truth_value_is_the_word():
+    assert build(Outer, {"inner": {"median": True}}).inner.median == "true"
+    with pytest.raises(ConfigError, match="inner.median must be of type str, got False"):
+        build(Outer, {"inner": {"median": False}})
 
 
 def test_an_unknown_key_names_the_nearest():

@@ -122,6 +122,18 @@ def test_keys_are_pinned(arguments):
     assert stages(*arguments)[-1].key[:16] == PINNED[arguments]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ((), "62f693bd09ca5e7c"),
+        (("spcl.init=per_image", "spcl.source_mask=agree"), "a1dafaa82faef67c"),
+    ],
+)
+def test_the_key_of_spcls_look_at_the_source_is_pinned(overrides, key):
+    """As it was when stages knew of prototypes by name."""
+    assert keys("gta5", "spcl", *overrides)["prototypes of adversarial"][:16] == key
+
+
 def test_seeds_share_the_settings_key_and_nothing_else_does():
     def settings(*overrides):
         return {s.title: s.settings_key for s in stages("gta5", "spcl", *overrides)}
