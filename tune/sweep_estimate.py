@@ -44,7 +44,7 @@ def describe(sweep: Sweep) -> str:
 
 def _missing_seconds(cells: list[Cell], counted: set[str]) -> dict[str, float]:
     """Device-seconds of the training stages that are not in `counted`, by title."""
-    timed: dict[str, float] = {}  # by stage; what a row sets changes a step's time little
+    timed: dict[tuple, float] = {}  # by what changes a step's time much
     seconds: dict[str, float] = {}
     for cell in cells:
         train = cell.config.train
@@ -54,8 +54,11 @@ def _missing_seconds(cells: list[Cell], counted: set[str]) -> dict[str, float]:
                 continue
             counted.add(stage.key)
             name = stage.method
-            if name not in timed:
-                timed[name] = step_seconds(cell.config, name, cell.classes, train.workers)
-            steps = cell.config.of(name).steps
-            seconds[name] = seconds.get(name, 0.0) + steps * timed[name] * train.workers
+            config = cell.config
+            sizes = config.source.size, config.target.size
+            kind = (name, config.model, config.batch_of(name), *sizes)
+            if kind not in timed:
+                timed[kind] = step_seconds(config, name, cell.classes, train.workers)
+            steps = config.of(name).steps
+            seconds[name] = seconds.get(name, 0.0) + steps * timed[kind] * train.workers
     return seconds

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from spcl.artefacts import ArtefactStore
-from spcl.config import CONFIGS, Config, known, load, operational_keys
+from spcl.config import CONFIGS, Config, Model, known, load, operational_keys, parse_overrides
 from spcl.data.catalog import open_data, prepare_streets
 from spcl.errors import ConfigError, UserError
+from spcl.models.segmentor import MODELS
+from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder
-from spcl.settings import choose, digest, flatten, read_yaml, unknown_key
+from spcl.settings import build, choose, digest, flatten, read_yaml, unknown_key
 from spcl.stages import Stage, plan
 
 SWEEPS = "sweeps"  # folder of the storage, and of configs/
@@ -27,11 +29,21 @@ TINY_FRACTION = 20  # a stage of --scale tiny is the first twentieth of its step
 KEY_DIGITS = 12
 
 FILE_KEYS = (
-    "title", "source", "benchmark", "method", "settings", "columns", "reference", "rows", "grid"
+    "title", "source", "backbone", "benchmark", "method", "settings", "columns", "reference",
+    "rows", "grid",
 )  # fmt: skip
-#: Settings that the whole sweep has, or its seeds.
-ARGUMENTS = {"seed", "benchmark", "method"}
 ROW_KEYS = ("name", "marks", "settings", "published", "inferred")
+#: Settings of the whole sweep, or its seeds, and what says them.
+ARGUMENTS = {
+    "seed": "--seeds",
+    "benchmark": "--benchmark",
+    "method": "the sweep file's method",
+    "train.workers": "--workers-per-cell",
+}
+#: What no row may have for itself: these, how rows are scored, and what a cell reserves.
+COMMON = {*ARGUMENTS, "evaluation.protocol", "train.device", "train.threads"}
+#: Names that a published value may have.
+MEANS = {mean for protocol in PROTOCOLS.values() for mean in protocol.means}
 
 
 @dataclass(frozen=True)
@@ -47,10 +59,15 @@ class Row:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """What a sweep file says.  columns: names that a row's marks are of."""
+    """What a sweep file says.
+
+    source, backbone  of the published values
+    columns           names that a row's marks are of
+    """
 
     title: str
     source: str
+    backbone: str
     benchmark: str | None
     method: str
     settings: Mapping[str, Any]
@@ -108,8 +125,7 @@ class Sweep:
     @property
     def distinct(self) -> list[Cell]:
         """Every cell once; a seed's rows together, since they share stages."""
-        found = {self.cells[row.name, s].name: (row, s) for s in self.seeds for row in self.rows}
-        return [self.cells[row.name, seed] for row, seed in found.values()]
+        return list(dict.fromkeys(self.cells[row.name, s] for s in self.seeds for row in self.rows))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -138,14 +154,17 @@ def read_sweep(path: Path) -> SweepFile:
 
 def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     _check_keys(values, FILE_KEYS, "")
-    columns = tuple(_of_type(values.get("columns", []), list, "columns"))
+    columns = _names(values.get("columns", []), "columns")
+    settings = flatten(_of_type(values.get("settings", {}), dict, "settings"))
+    for key in ARGUMENTS.keys() & settings.keys():
+        raise ConfigError(f"settings must not have {key}, which is set by {ARGUMENTS[key]}")
     given = _of_type(values.get("rows", []), list, "rows")
     rows = [_row(_of_type(row, dict, "a row"), columns) for row in given]
     rows = _crossed(rows, _of_type(values.get("grid", {}), dict, "grid"))
     if not rows:
         raise ConfigError("a sweep needs rows (name and settings) or a grid (setting: values)")
     for row in rows:
-        for key in ARGUMENTS & row.settings.keys():
+        for key in COMMON & row.settings.keys():
             raise ConfigError(f"row {row.name!r} must not set {key}, which the whole sweep has")
     names = [row.name for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -154,9 +173,10 @@ def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     return SweepFile(
         title=str(values.get("title", stem)),
         source=str(values.get("source", "")),
+        backbone=choose(values.get("backbone", Model.name), MODELS, "backbone"),
         benchmark=values.get("benchmark"),
         method=values.get("method", "spcl"),
-        settings=flatten(_of_type(values.get("settings", {}), dict, "settings")),
+        settings=settings,
         columns=columns,
         reference=choose(values.get("reference", names[0]), names, "reference"),
         rows=tuple(rows),
@@ -168,16 +188,18 @@ def _row(values: Mapping[str, Any], columns: Sequence[str]) -> Row:
     if not isinstance(values.get("name"), str):
         raise ConfigError(f"every row must have a name, got {dict(values)}")
     name = values["name"]
+    marks = _names(values.get("marks", []), f"{name}: marks")
     published = _of_type(values.get("published", {}), dict, f"{name}: published")
     for benchmark, means in published.items():
         choose(benchmark, known("benchmarks"), f"{name}: published for benchmark")
         for mean, value in _of_type(means, dict, f"{name}: published.{benchmark}").items():
+            choose(mean, MEANS, f"{name}: published mean")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"{name}: published {mean} must be a number, got {value!r}")
     return Row(
         name=name,
         settings=flatten(_of_type(values.get("settings", {}), dict, f"{name}: settings")),
-        marks=tuple(choose(mark, columns, f"{name}: mark") for mark in values.get("marks", [])),
+        marks=tuple(choose(mark, columns, f"{name}: mark") for mark in marks),
         published=published,
         inferred=_of_type(values.get("inferred", False), bool, f"{name}: inferred"),
     )
@@ -215,6 +237,12 @@ def _of_type(value: Any, kind: type, what: str) -> Any:
     return value
 
 
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ConfigError(f"{what} must be a list of names, got {value!r}")
+    return tuple(value)
+
+
 # The cells.
 
 
@@ -237,10 +265,11 @@ def resolve(
     workers   of each cell
     """
     file = read_sweep(path)
-    varied = {key for row in file.rows for key in row.settings} | ARGUMENTS
-    for text in settings:
-        if text.partition("=")[0] in varied:
-            raise ConfigError(f"{text.partition('=')[0]} is set by the sweep, got {text}")
+    given = parse_overrides(settings)
+    build(Config, given)  # its mistakes are no row's
+    varied = dict.fromkeys((key for row in file.rows for key in row.settings), "the sweep's rows")
+    for key in (varied | ARGUMENTS).keys() & flatten(given).keys():
+        raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")
     told = sorted(t for t in settings if t.partition("=")[0] not in operational_keys())
     benchmark = benchmark or file.benchmark or "streets"
     plain = path.stem + f"-{benchmark}" + ("" if scale == "full" else f"-{scale}")
@@ -329,36 +358,20 @@ class Schedule:
     def of(cls, sweep: Sweep) -> "Schedule":
         return cls(sweep.distinct, ArtefactStore(sweep.storage).has)
 
-    def missing(self, cell: Cell) -> list[Stage]:
-        return [s for s in cell.stages if s.key not in self._made and not self._stored(s)]
-
     def next(self) -> Work | None:
         """What can be started now, if anything."""
         busy = {stage.key for work in self.running for stage in work.stages}
-        at_work = {work.cell.name for work in self.running}
+        at_work = [work.cell for work in self.running]
         for cell in self.waiting:
-            missing = self.missing(cell)
-            if cell.name in at_work or busy & {stage.key for stage in missing}:
+            missing = self._missing(cell)
+            if cell in at_work or any(stage.key in busy for stage in missing):
                 continue
-            work = self._work(cell, missing)
+            # What a shared stage is made from is shared by the same cells, and stands before it.
+            shared = [stage for stage in missing if len(self._users(stage)) > 1][:1]
+            work = Work(cell, tuple(shared or missing), finish=not shared)
             self.running.append(work)
             return work
         return None
-
-    def _work(self, cell: Cell, missing: list[Stage]) -> Work:
-        needed = {s.key: self._users(s) for s in missing}
-        shared = [s for s in missing if len(needed[s.key]) > 1]
-        if not shared:
-            return Work(cell, tuple(missing), finish=True)
-        group: list[Stage] = []
-        for stage in shared:
-            absent = [s for s in stage.inputs.values() if s in missing and s not in group]
-            if needed[stage.key] == needed[shared[0].key] and not absent:
-                group.append(stage)
-        return Work(cell, tuple(group), finish=False)
-
-    def _users(self, stage: Stage) -> list[str]:
-        return [cell.name for cell in self.waiting if stage.key in cell.keys]
 
     def finished(self, work: Work, error: str | None) -> list[Cell]:
         """Note the end of some work; returns the cells that ended with it."""
@@ -366,13 +379,16 @@ class Schedule:
         if error is None and not work.finish:
             self._made |= {stage.key for stage in work.stages}
             return []
-        if work.finish:
-            ended = [work.cell]
-        else:  # without that stage none of its cells can go on
-            users = self._users(work.stages[0])
-            ended = [cell for cell in self.waiting if cell.name in users]
+        # Without a shared stage none of its cells can go on.
+        ended = [work.cell] if work.finish else self._users(work.stages[0])
         for cell in ended:
             self.waiting.remove(cell)
             if error is not None:
                 self.failed[cell.name] = error
         return ended
+
+    def _missing(self, cell: Cell) -> list[Stage]:
+        return [s for s in cell.stages if s.key not in self._made and not self._stored(s)]
+
+    def _users(self, stage: Stage) -> list[Cell]:
+        return [cell for cell in self.waiting if stage.key in cell.keys]

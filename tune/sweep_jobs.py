@@ -71,15 +71,18 @@ def task_of(work: Work, sweep: Sweep, worker: dict[str, float]) -> Task:
 def perform(values: dict[str, Any]) -> str | None:
     """Do the work; returns why it failed, if it did."""
     task = Task(**values)
-    with waiting_lease(task.folder.folder):
-        if task.folder.done:
-            return None
-        task.folder.forget_failure()
-        # A group takes long to start: not to gather what is stored already.
-        if task.keys and task.worker and from_dict(task.config).train.workers > 1:
-            _in_group(task)
-        else:
-            attempt(task)
+    try:
+        with waiting_lease(task.folder.folder):
+            if task.folder.done:
+                return None
+            task.folder.forget_failure()
+            # A group takes long to start: not to gather what is stored already.
+            if task.keys and task.worker and from_dict(task.config).train.workers > 1:
+                _in_group(task)
+            else:
+                attempt(task)
+    except Exception as error:  # another process holds the run, or its folder cannot be used
+        return _reason(error)
     gc.collect()  # the process is used again
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

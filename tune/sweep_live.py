@@ -9,29 +9,38 @@ from typing import TextIO
 from tune.sweep_grid import Cell, Schedule, Sweep, Work
 
 TAIL_BYTES = 4096  # of metrics.jsonl: more than one line
-CELL_WIDTH = 26
+CELL_WIDTH = 26  # of a state and a gap
+NARROWEST = 17  # "done, mIoU 52.1" and a gap
 
 
 class Live:
-    """States of the cells: a table that is redrawn on a terminal, plain lines elsewhere."""
+    """States of the cells: a table that is redrawn on a terminal, plain lines elsewhere.
+
+    A table that is too large for the terminal could not be redrawn, so it is plain lines, too.
+    """
 
     def __init__(self, sweep: Sweep, schedule: Schedule, stream: TextIO | None = None):
         self.sweep, self.schedule = sweep, schedule
         self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
+        size = shutil.get_terminal_size()
+        self._names = max(len(row.name) for row in sweep.rows) + 2  # columns for them
+        room = size.columns - 1 - self._names
+        self._cell = max(NARROWEST, min(CELL_WIDTH, room // len(sweep.seeds)))
+        fits = self._cell * len(sweep.seeds) <= room and len(sweep.rows) + 1 < size.lines
+        self.redraws = fits and self.stream.isatty()
         self._drawn = 0  # lines
         self._places: dict[str, str] = {}  # of each distinct cell, its first row and seed
         for (row, seed), cell in sweep.cells.items():
             self._places.setdefault(cell.name, f"{row}, seed {seed}")
 
     def started(self, work: Work) -> None:
-        if not self.terminal:
+        if not self.redraws:
             what = "the run" if work.finish else f"shared: {', '.join(_titles(work))}"
             self._line(f"{self._places[work.cell.name]}: started ({what})")
         self.show()
 
     def ended(self, work: Work, cells: list[Cell]) -> None:
-        if not self.terminal:
+        if not self.redraws:
             for cell in cells:
                 self._line(f"{self._places[cell.name]}: {self.state(cell)}")
         self.show()
@@ -47,12 +56,12 @@ class Live:
         return "waiting"
 
     def show(self) -> None:
-        """Redraw the table; does nothing where stderr is no terminal."""
-        if not self.terminal:
+        """Redraw the table, if that is how it is shown."""
+        if not self.redraws:
             return
         lines = self.table()
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        # A line that wraps could not be rewritten.
+        # A line that wraps could not be rewritten, and the terminal may have become narrower.
         width = shutil.get_terminal_size().columns - 1
         text = "".join(f"\x1b[2K{line[:width]}\n" for line in lines)
         self.stream.write(up + text)
@@ -61,15 +70,16 @@ class Live:
 
     def table(self) -> list[str]:
         """Rows by seeds."""
-        rows = self.sweep.rows
-        width = max(len(row.name) for row in rows) + 2
         seeds = self.sweep.seeds
-        lines = [" " * width + "".join(f"{f'seed {seed}':<{CELL_WIDTH}}" for seed in seeds)]
-        for row in rows:
+        lines = [self._spread("", [f"seed {seed}" for seed in seeds])]
+        for row in self.sweep.rows:
             states = [self.state(self.sweep.cells[row.name, seed]) for seed in seeds]
-            cells = "".join(f"{state[: CELL_WIDTH - 2]:<{CELL_WIDTH}}" for state in states)
-            lines.append(f"{row.name:<{width}}{cells}")
+            lines.append(self._spread(row.name, states))
         return lines
+
+    def _spread(self, name: str, texts: list[str]) -> str:
+        width = self._cell
+        return f"{name:<{self._names}}" + "".join(f"{t[: width - 2]:<{width}}" for t in texts)
 
     def _line(self, text: str) -> None:
         left = len(self.schedule.waiting)

@@ -13,7 +13,6 @@ from spcl import atomic
 from spcl.results.tables import interval
 from tune.sweep_grid import TINY_FRACTION, Row, Sweep
 
-PUBLISHED_BACKBONE = "deeplabv2_resnet101"  # of every published value in the shipped sweeps
 MARK = "✓"
 NOTHING = "–"
 
@@ -51,10 +50,6 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
             means = tuple(sweep.cells[row.name, seed].run.done["table"][-1]["means"])
     reported = [name for row in sweep.rows for name in row.published]
     against = sweep.benchmark if sweep.benchmark in reported else (reported or [None])[0]
-    model = sweep.distinct[0].config.model.name
-    comparable = (
-        against == sweep.benchmark and model == PUBLISHED_BACKBONE and sweep.scale == "full"
-    )
     scores = {
         row.name: {
             mean: [sweep.cells[row.name, seed].score(mean) for seed in finished[row.name]]
@@ -74,7 +69,7 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
                 scores=scores[row.name],
                 gain=_gain(sweep, row.name, finished, means),
                 published=published,
-                difference=difference if comparable else {},
+                difference=difference if _comparable(sweep, row, against) else {},
             )
         )
     reasons = tuple(
@@ -83,6 +78,12 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
         if cell.name in failed
     )
     return Table(sweep, means, against, tuple(lines), reasons)
+
+
+def _comparable(sweep: Sweep, row: Row, against: str | None) -> bool:
+    """Are a row's published values of our benchmark, network and budget?"""
+    network = sweep.cells[row.name, sweep.seeds[0]].config.model.name
+    return (against, network, sweep.scale) == (sweep.benchmark, sweep.file.backbone, "full")
 
 
 def _gain(
@@ -154,7 +155,7 @@ def notes(table: Table) -> list[str]:
     if table.against:
         inferred = any(line.row.inferred for line in table.lines)
         lines.append(
-            f"Published: {sweep.file.source}; its backbone is resnet101"
+            f"Published: {sweep.file.source}; its backbone is {sweep.file.backbone}"
             + (
                 ", and which row an inferred value is of follows from the text."
                 if inferred

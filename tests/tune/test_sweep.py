@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import random
@@ -16,9 +17,11 @@ from clusters import environment, wait_until
 from conftest import MINI
 
 from spcl.config import CONFIGS, load
+from spcl.lease import Lease
+from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
 from spcl.settings import digest
-from tune import sweep, sweep_jobs
+from tune import jobs, sweep, sweep_estimate, sweep_jobs
 from tune.sweep_grid import Schedule, Sweep, read_sweep, resolve
 from tune.sweep_live import Live
 from tune.sweep_table import as_csv, as_html, as_markdown, as_text, make_table
@@ -124,6 +127,15 @@ def test_every_shipped_row_is_a_configuration(path, benchmark):
     assert "2111.12358" in head and f"python tune/sweep.py configs/sweeps/{path.name}" in head
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_published_means_are_those_that_their_benchmark_is_scored_by(path):
+    """Else a published value would stand beside no value of ours."""
+    for row in read_sweep(path).rows:
+        for benchmark, means in row.published.items():
+            protocol = PROTOCOLS[load(benchmark).evaluation.protocol]
+            assert means.keys() <= protocol.means.keys()
+
+
 def test_each_switch_differs_from_the_default_in_itself_alone():
     rows = read_sweep(CONFIGS / "sweeps/switches.yaml").rows
     assert rows[0].settings == {}
@@ -166,7 +178,18 @@ def test_a_grid_multiplies_rows_and_drops_their_published_values(tmp_path):
         ({"rows": [{"name": "a"}], "reference": "b"}, "reference 'b' is unknown"),
         ({"rows": [{"name": "a", "published": {"gta": {}}}]}, "did you mean 'gta5'"),
         ({"rows": [{"name": "a", "published": {"gta5": {"mIoU": "x"}}}]}, "must be a number"),
+        ({"rows": [{"name": "a", "published": {"gta5": {"miou": 1}}}]}, "did you mean 'mIoU'"),
+        ({"backbone": "resnet101", "rows": [{"name": "a"}]}, "did you mean 'deeplabv2_resnet101'"),
+        ({"columns": [1], "rows": [{"name": "a"}]}, "columns must be a list of names"),
+        ({"columns": ["x"], "rows": [{"name": "a", "marks": "x"}]}, "marks must be a list"),
         ({"rows": [{"name": "a", "settings": {"seed": 1}}]}, "must not set seed"),
+        ({"rows": [{"name": "a", "settings": {"train": {"workers": 2}}}]}, "not set train.workers"),
+        ({"rows": [{"name": "a", "settings": {"train.threads": 2}}]}, "must not set train.threads"),
+        (
+            {"rows": [{"name": "a", "settings": {"evaluation.protocol": "all"}}]},
+            "must not set evaluation.protocol",
+        ),
+        ({"settings": {"seed": 1}, "rows": [{"name": "a"}]}, "set by --seeds"),
         ({"rows": [{"name": "a", "inferred": "yes"}]}, "inferred must be a bool"),
         ({"rows": [{"name": "a", "settings": {"spcl.temprature": 1}}]}, "spcl.temperature"),
     ],
@@ -180,8 +203,12 @@ def test_mistakes_in_a_file_are_one_line(values, message, mini_data, tmp_path, c
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["stages=[adversarial]"], "stages is set by the sweep"),
-        (["seed=3"], "seed is set by the sweep"),
+        (["stages=[adversarial]"], "stages is set by the sweep's rows"),
+        (["spcl={target_contrast: true}"], "spcl.target_contrast is set by the sweep's rows"),
+        (["seed=3"], "seed is set by --seeds"),
+        (["train.workers=2"], "train.workers is set by --workers-per-cell"),
+        (["spcl.temprature=1"], "error: setting 'spcl.temprature' is unknown"),  # and no row's
+        (["train.log_every"], "error: a setting is given as key=value"),
         (["--seeds", "3..1"], "--seeds must look like"),
         (["--scale", "huge"], "--help"),
         (["--workers-per-cell", "0"], "--workers-per-cell must be at least 1"),
@@ -299,14 +326,14 @@ def test_a_shared_warm_up_comes_first_and_alone(mini_data, tmp_path):
     made = resolved(COMPONENTS, mini_data, tmp_path)
     store = Store()
     schedule = Schedule(made.distinct, store.has)
-    first = schedule.next()
-    assert [s.title for s in first.stages] == ["adversarial", "evaluation of adversarial"]
-    assert not first.finish
-    assert schedule.next() is None  # everyone waits for it
-    store.make(first)
-    schedule.finished(first, None)
+    for title in ("adversarial", "evaluation of adversarial"):
+        work = schedule.next()
+        assert [s.title for s in work.stages] == [title] and not work.finish
+        assert schedule.next() is None  # everyone waits for it
+        store.make(work)
+        schedule.finished(work, None)
     assert schedule.next().finish and len(schedule.running) == 1  # the baseline has all it needs
-    assert "prototypes of adversarial" in [s.title for s in schedule.next().stages]
+    assert [s.title for s in schedule.next().stages] == ["prototypes of adversarial"]
 
 
 def test_seeds_share_nothing_and_run_beside_each_other(mini_data, tmp_path):
@@ -427,6 +454,30 @@ def test_on_its_benchmark_the_difference_is_ours_minus_published(handmade):
     assert "+0.6" in as_text(table) and "-0.5" in as_text(table)
 
 
+def test_a_row_of_another_network_is_not_compared_and_its_neighbours_are(handmade):
+    made = as_if_on_gta5(handmade)
+    cells = {
+        (row, seed): as_if_on_gta5(handmade, "deeplabv2_vgg16").cells[row, seed]
+        if row == "baseline"
+        else cell
+        for (row, seed), cell in made.cells.items()
+    }
+    lines = make_table(dataclasses.replace(made, cells=cells), {}).lines
+    assert {line.row.name for line in lines if line.difference} == {
+        "source contrast",
+        "both contrasts",
+        "all",
+    }
+
+
+def test_published_values_of_another_network_are_compared_with_that(handmade):
+    made = as_if_on_gta5(handmade, "deeplabv2_vgg16")
+    file = dataclasses.replace(made.file, backbone="deeplabv2_vgg16")
+    table = make_table(dataclasses.replace(made, file=file), {})
+    assert table.lines[0].difference == {"mIoU": pytest.approx(42.0 - 41.4)}
+    assert "its backbone is deeplabv2_vgg16" in as_text(table)
+
+
 def test_another_network_or_a_tiny_budget_is_not_compared(handmade):
     other = as_if_on_gta5(handmade, "deeplabv2_vgg16")
     tiny = dataclasses.replace(as_if_on_gta5(handmade), scale="tiny")
@@ -526,7 +577,7 @@ def test_stages_of_a_plain_run_are_used(mini_data, tmp_path):
     assert train([*places, "--method", "adversarial", *MINI]) == 0
     before = artefacts(tmp_path)
     values = {"rows": TWO_ROWS["rows"][:1]}
-    assert sweep.main(call(written(tmp_path, values), mini_data, tmp_path)[: -0 or None]) == 0
+    assert sweep.main(call(written(tmp_path, values), mini_data, tmp_path)) == 0
     after = artefacts(tmp_path)
     assert {name: after[name] for name in before} == before
     assert sum(name.startswith("adversarial-") for name in after) == 3  # seeds 0 to 2
@@ -561,6 +612,27 @@ def test_a_dry_run_counts_cells_and_shared_stages_and_starts_nothing(mini_data, 
     assert "device-hours" in out and list(tmp_path.iterdir()) == []
 
 
+def test_an_estimate_is_of_what_is_missing(handmade, monkeypatch):
+    """Every step takes an hour here, so hours are steps."""
+    monkeypatch.setattr(sweep_estimate, "step_seconds", lambda *of: 3600.0)
+    out = sweep_estimate.describe(handmade)
+    hours = {line[:34].strip(): line.split()[-1] for line in out.splitlines() if line}
+    # Open are "self-training" of three seeds and "all" of two.
+    assert (hours["adversarial"], hours["spcl"]) == ("18.00", "12.00")
+    assert hours["self_training"] == "20.00"
+    assert "; 50.00 device-hours" in out
+
+
+def test_a_step_is_timed_anew_for_another_batch(mini_data, tmp_path, monkeypatch):
+    def of_batch(config, name, classes, workers):
+        return config.batch_of(name) * 3600.0
+
+    monkeypatch.setattr(sweep_estimate, "step_seconds", of_batch)
+    values = {"settings": {"stages": ["adversarial"]}, "grid": {"train.batch": [2, 4]}}
+    out = sweep_estimate.describe(resolved(written(tmp_path, values), mini_data, tmp_path))
+    assert "; 36.00 device-hours" in out  # 6 steps of 2, and of 4
+
+
 def test_a_terminal_sees_rows_by_seeds(handmade):
     schedule = Schedule(handmade.distinct, Store().has)
     schedule.failed[handmade.cells["self-training", 0].name] = "no luck"
@@ -571,6 +643,59 @@ def test_a_terminal_sees_rows_by_seeds(handmade):
     assert states["baseline"].split() == "done, mIoU 40.0 done, mIoU 42.0 done, mIoU 44.0".split()
     assert "failed: no luck" in states["self-training"]
     assert states["all"].split() == ["waiting", "done,", "mIoU", "52.1", "waiting"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def live_on(terminal: io.StringIO, made: Sweep, monkeypatch, columns: int, lines: int) -> Live:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(lines))
+    return Live(made, Schedule(made.distinct, Store().has), terminal)
+
+
+def test_a_table_is_redrawn_in_its_place_and_a_narrow_terminal_shows_every_seed(
+    handmade, monkeypatch
+):
+    terminal = Terminal()
+    live = live_on(terminal, handmade, monkeypatch, 80, 24)
+    live.show()
+    once = terminal.getvalue()
+    lines = once.splitlines()
+    assert len(lines) == 6 and not once.startswith("\x1b[6A")
+    assert max(len(line.removeprefix("\x1b[2K")) for line in lines) < 80
+    assert lines[1].count("done, mIoU") == 3
+    live.started(live.schedule.next())
+    again = terminal.getvalue().removeprefix(once)
+    assert again.startswith("\x1b[6A") and "starting" in again  # and no plain line
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 6), (60, 24)])
+def test_a_table_larger_than_the_terminal_is_plain_lines(handmade, monkeypatch, columns, lines):
+    terminal = Terminal()
+    live = live_on(terminal, handmade, monkeypatch, columns, lines)
+    work = live.schedule.next()
+    live.started(work)
+    live.ended(work, live.schedule.finished(work, "no luck"))
+    told = terminal.getvalue().splitlines()
+    assert told == [
+        "[10/15] self-training, seed 0: started (shared: adversarial)",
+        "[12/15] self-training, seed 0: failed: no luck",
+        "[12/15] all, seed 0: failed: no luck",
+    ]
+
+
+def test_a_running_cell_shows_the_last_whole_line_of_its_log(handmade):
+    live = Live(handmade, Schedule(handmade.distinct, Store().has))
+    cell = live.schedule.next().cell
+    assert live.state(cell) == "starting"
+    log = cell.run.folder / "metrics.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    step = {"stage": "adversarial", "step": 50, "steps": 60}
+    log.write_text("x" * 5000 + "\n" + json.dumps(step) + '\n{"message": "a"}\n{"stage": "adv')
+    assert live.state(cell) == "adversarial 50/60"
 
 
 def test_a_tiny_sweep_leaves_no_run_beside_full_ones(mini_data, tmp_path, capsys):
@@ -589,6 +714,19 @@ def test_a_piece_of_work_says_why_it_failed(mini_data, tmp_path):
     reason = sweep_jobs.perform(dataclasses.asdict(task))
     assert "nowhere" in reason and len(reason.splitlines()) == 1
     assert task.folder.failed["error"] == reason
+
+
+def test_a_run_that_another_process_holds_is_a_failed_cell_and_no_end(
+    mini_data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(jobs, "EXPIRES", 0.0)  # no time to wait
+    path = written(tmp_path, TWO_ROWS)
+    storage = tmp_path / "runs"
+    held = resolved(path, mini_data, storage).cells["adapted", 0]
+    with Lease(held.run.folder):
+        assert sweep.main(call(path, mini_data, storage, "--seeds", "0")) == 1
+    assert "failed: adapted, seed 0: the run 'streets-spcl-" in capsys.readouterr().out
+    assert resolved(path, mini_data, storage).cells["baseline", 0].run.done
 
 
 # What kills processes.
@@ -670,6 +808,8 @@ def test_on_ray_cells_run_beside_each_other_and_one_that_fails_stops_nobody(
     command = commands.run([sys.executable, "tune/sweep.py", *line], cluster.environment)
     assert command.code == 1, command.err
     assert command.out.count("must stay finite") == 2
+    first, second = [line for line in command.err.splitlines() if "started" in line][:2]
+    assert "seed 0: started" in first and "seed 1: started" in second
     assert sum(name.startswith("adversarial-") for name in artefacts(tmp_path)) == 2
     lines = make_table(resolved(path, mini_data, tmp_path, (0, 1)), {}).lines
     assert [line.seeds for line in lines] == [(), (0, 1), (0, 1)]
