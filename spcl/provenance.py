@@ -28,6 +28,7 @@ def describe(
         "name": name,
         "benchmark": config.benchmark,
         "method": config.method,
+        "compat": config.compat,
         "backbone": config.model.name,
         "evaluation_size": list(config.evaluation.size),
         "seed": config.seed,

@@ -89,6 +89,8 @@ def show(run: RunFolder) -> str:
     if manifest:
         for key in ("benchmark", "method", "seed", "selection", "label_budget", "code", "commit"):
             lines.append(f"  {key}: {manifest[key]}")
+        if manifest.get("compat") == "official":
+            lines.append("  compat: official")
         for role, data in manifest["data"].items():
             lines.append(
                 f"  {role}: {data['name']}, {data['samples']} images, {data['fingerprint'][:16]}"

@@ -29,8 +29,9 @@ from spcl.errors import DataError
 from spcl.protocols import PROTOCOLS, check_classes, score
 from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replicates
 from spcl.results.store import SCHEMA, upgrade
+from spcl.settings import flatten
 
-CACHE_SCHEMA = "2"
+CACHE_SCHEMA = "3"
 CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
 OTHER = ("artefacts", "sweeps")  # that hold no run at full budget
 RECORDS = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
@@ -73,6 +74,7 @@ class Run:
     code: str
     folder: str
     source: str  # "run" or "search"
+    compat: str = "ours"  # or "official": of whom the method's switches are
     final: bool = True  # the last stage of its recipe
     images: int = 0  # how many were scored
     sample_ids: str = ""  # digest of their names; "": unknown
@@ -279,6 +281,7 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "benchmark": manifest["benchmark"],
             "protocol": done["protocol"],
             "method": manifest["method"],
+            "compat": manifest.get("compat", "ours"),
             "stage": row["stage"],
             "backbone": backbone,
             "selection": selection,
@@ -362,6 +365,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
             "benchmark": request["benchmark"],
             "protocol": audit["protocol"],
             "method": request["method"],
+            "compat": config.get("compat", "ours"),
             "stage": trained["title"],
             "backbone": config["model"]["name"],
             "selection": request["objective"],
@@ -383,6 +387,15 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(folder: str) -> dict[str, Any]:
+    """Resolved settings of a run's folder but the seed, by dotted name; {} if none can be read."""
+    try:
+        values = flatten((_open(folder) / "config.yaml").yaml())
+    except Exception:  # whatever stands there, a board can do without
+        return {}
+    return {name: value for name, value in values.items() if name != "seed"}
 
 
 # Matrices.

@@ -8,8 +8,8 @@ row is 1 + the number of rows of its group that are significantly better.
 
 import hashlib
 import itertools
+import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,7 +18,7 @@ import numpy as np
 
 from spcl.data.labels import CLASS_NAMES
 from spcl.errors import DataError
-from spcl.results.aggregate import Run, digest_of_ids, load_confusions
+from spcl.results.aggregate import Run, digest_of_ids, load_confusions, settings_of
 from spcl.results.published import PROTOCOL, Published
 from spcl.results.statistics import (
     CONFIDENCE,
@@ -68,6 +68,7 @@ class Row:
     note: str
     seed_interval: tuple[float, float] | None = None  # for these images
     image_interval: tuple[float, float] | None = None  # for these networks
+    settings: str = ""  # those that other rows of this name have otherwise
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,13 @@ class Draft:
             self.replicates = np.stack([run.replicates for run in self.runs]).astype(np.float64)
 
     @property
+    def name(self) -> str:
+        """The method, the stage where it is not the last, and whose switches if not ours."""
+        last, official = self.runs[-1], all(run.compat == "official" for run in self.runs)
+        method = f"{last.method} (official)" if official else last.method
+        return method if self.final else f"{method}: {last.stage}"
+
+    @property
     def scores(self) -> dict[int, float]:
         return {run.seed: headline(run) for run in self.runs}
 
@@ -283,7 +291,7 @@ def _row(draft: Draft, group: Group, rank: int | None, classes: Sequence[str]) -
         notes.append(f"runs of seed {seeds} differ; the latest counts")
     return Row(
         key=_key(last, group),
-        method=last.method if draft.final else f"{last.method}: {last.stage}",
+        method=draft.name,
         backbone=last.backbone,
         selection=last.selection,
         label_budget=last.label_budget,
@@ -323,15 +331,31 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _tell_apart(rows: Sequence[Row]) -> list[Row]:
     """Rows that would read the same name their settings."""
-    names = Counter((r.method, r.backbone, r.selection, r.label_budget, r.group) for r in rows)
-
-    def named(row: Row) -> Row:
+    alike: dict[tuple, list[Row]] = {}
+    for row in rows:
         name = (row.method, row.backbone, row.selection, row.label_budget, row.group)
-        if names[name] == 1:
-            return row
-        return replace(row, note="; ".join(filter(None, [f"settings {row.key}", row.note])))
+        alike.setdefault(name, []).append(row)
+    told = []
+    for same in alike.values():
+        if len(same) == 1:
+            told += same
+            continue
+        for row, settings in zip(same, _differing(same), strict=True):
+            key = f"settings {row.key}: {settings}" if settings else f"settings {row.key}"
+            note = "; ".join(filter(None, [key, row.note]))
+            told.append(replace(row, settings=settings, note=note))
+    return told
 
-    return [named(row) for row in rows]
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """For each row, those of its settings that not all have alike; "" where none is known."""
+    # As written on a command line, and comparable whatever they are.
+    texts = [
+        {name: json.dumps(value, default=str) for name, value in settings_of(row.runs[-1]).items()}
+        for row in rows
+    ]
+    differ = [n for n in sorted(set().union(*texts)) if len({text.get(n) for text in texts}) > 1]
+    return [" ".join(f"{n}={text[n]}" for n in differ if n in text) for text in texts]
 
 
 def _published_row(row: Published, classes: Sequence[str]) -> Row:

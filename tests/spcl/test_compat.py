@@ -19,6 +19,7 @@ from spcl.models.normalization import RunningBatchNorm2d
 from spcl.models.segmentor import Output, build_segmentor
 from spcl.recipe import augmentation, new_segmentor
 from spcl.results.store import RunFolder
+from spcl.runs import show
 from spcl.settings import flatten, read_yaml
 from spcl.stages import plan
 from spcl.train import main
@@ -349,7 +350,9 @@ def test_the_official_recipe_runs_and_says_so(mini_data, tmp_path, capsys):
     run = RunFolder(tmp_path / "a")
     assert [row["title"] for row in run.done["table"]] == ["warm-up", "adapted", "self-trained"]
     saved = read_yaml(run.folder / "config.yaml")
-    assert saved["compat"] == "official" and saved["spcl"]["seg_temperature"] == 1.8
+    assert run.manifest["compat"] == saved["compat"] == "official"
+    assert "compat: official" in show(run)
+    assert saved["spcl"]["seg_temperature"] == 1.8
 
 
 def test_list_says_which_methods_have_an_official_side(capsys):

@@ -430,3 +430,12 @@ def test_runs_of_the_recipe_are_rows_by_seed(mini_data, tmp_path):
     assert one.settings == other.settings and one.target == "streets/real/val"
     assert (one.backbone, one.eval_size, one.images) == ("tiny", (32, 64), 6)
     assert one.device_seconds > 0 and one.final
+
+
+def test_whose_switches_a_run_has_is_read_and_kept(tmp_path):
+    write_run(tmp_path / "ours")
+    edit(write_run(tmp_path / "theirs") / "manifest.json", compat="official")
+    cache = tmp_path / "cache"
+    for _ in range(2):  # read, then from the cache
+        runs, _ = read_runs([tmp_path / "ours", tmp_path / "theirs"], cache)
+        assert [run.compat for run in runs] == ["ours"] * 2 + ["official"] * 2

@@ -192,6 +192,21 @@ def test_rows_of_one_name_tell_their_settings():
     assert all(note.startswith("settings ") for note in notes) and len(set(notes)) == 2
 
 
+def test_rows_of_one_name_tell_what_is_set_otherwise_in_them(tmp_path):
+    runs = row("a", GOOD) + [replace(run, settings="t") for run in row("a", SAME)]
+    for number, run in enumerate(runs):
+        folder = tmp_path / f"{run.settings}{run.seed}"
+        folder.mkdir()
+        text = f"seed: {run.seed}\nname: x\nspcl: {{sync: {number < 4}, absent: keep}}"
+        (folder / "config.yaml").write_text(text.lower())
+        runs[number] = replace(run, folder=str(folder))
+    rows = make_boards(runs, ())[0].rows
+    assert {r.settings for r in rows} == {"spcl.sync=true", "spcl.sync=false"}
+    assert all(r.note == f"settings {r.key}: {r.settings}" for r in rows)
+    (alone,) = make_boards(runs[:4], ())[0].rows
+    assert alone.settings == alone.note == ""
+
+
 def test_of_two_runs_of_a_seed_the_latest_counts_and_a_disagreement_is_told():
     old, new = row("a", [0.2]) + row("a", [0.9], date="2026-11-30")
     (found,) = make_boards([new, old], ())[0].rows
@@ -254,3 +269,22 @@ def test_a_published_row_without_the_headline_comes_last():
     (board,) = make_boards([], [thin, replace(PRINTED, benchmark="synthia")])
     assert [(r.method, r.mean is None) for r in board.rows] == [("FADA", False), ("CLAN", True)]
     assert board.protocol == "syn16_masked"
+
+
+def names(runs):
+    (board,) = make_boards(runs)
+    return [r.method for r in board.rows]
+
+
+def test_a_row_says_whose_switches_its_method_has():
+    ours = [replace(RUN, seed=seed) for seed in (0, 1)]
+    official = [replace(run, settings="o", compat="official") for run in ours]
+    assert sorted(names(ours + official)) == ["spcl", "spcl (official)"]
+    warm = [replace(run, stage="adversarial", final=False) for run in official]
+    assert names(warm) == ["spcl (official): adversarial"]
+
+
+def test_a_stage_that_the_switches_do_not_touch_is_ours():
+    """It has ours' settings, so it is one row."""
+    shared = [RUN, replace(RUN, seed=1, compat="official")]
+    assert names(shared) == ["spcl"]
