@@ -52,6 +52,6 @@ def _weights(errors: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
     union = (size + ranks - hits).to(errors.dtype)
     left = (size - hits).to(errors.dtype)  # intersection
     steps = torch.where(hit, 1 / union, left / union / (union - 1).clamp(min=1))
-    present = size > 0
+    present = (size > 0).to(errors.dtype)
     steps *= present / present.sum().clamp(min=1)
     return torch.empty_like(errors).scatter_(1, order, steps) * valid

@@ -1,0 +1,160 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from spcl.losses.lovasz import lovasz_softmax
+
+
+def pixels(*probabilities):
+    """Logits (1, K, 1, N) of N pixels with these probabilities."""
+    rows = torch.tensor(probabilities, dtype=torch.float64)
+    return rows.log().T[None, :, None]
+
+
+def labels(*classes):
+    return torch.tensor([[classes]])
+
+
+def example(size=(6, 8), classes=5):
+    """Two images, of whose five classes the first has three, with ignored pixels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2, classes, 3, 4, dtype=torch.float64, generator=generator)
+    truth = torch.randint(0, classes, (2, *size), generator=generator)
+    truth[0] %= 3
+    truth[:, :2] = 255
+    return logits.requires_grad_(), truth
+
+
+def jaccard_loss(wrong, members):
+    """1 - IoU of a class with `members`, where the pixels `wrong` are labelled wrongly."""
+    predicted = members ^ wrong
+    union = len(predicted | members)
+    return 1 - len(predicted & members) / union if union else 0.0
+
+
+def slow(probabilities, truth):
+    """The Lovász extension by its definition on sets, of an image (K, N) and its labels (N,)."""
+    kept = [i for i, y in enumerate(truth.tolist()) if y != 255]
+    losses = []
+    for c, row in enumerate(probabilities):
+        members = {i for i in kept if truth[i] == c}
+        if not members:
+            continue
+        errors = {i: 1 - row[i] if i in members else row[i] for i in kept}
+        loss, wrong = 0.0, set()
+        for i in sorted(kept, key=lambda i: -errors[i].item()):
+            before = jaccard_loss(wrong, members)
+            wrong = wrong | {i}
+            loss = loss + errors[i] * (jaccard_loss(wrong, members) - before)
+        losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+def test_three_pixels_in_closed_form():
+    total, count = lovasz_softmax(pixels((0.8, 0.2), (0.4, 0.6), (0.7, 0.3)), labels(0, 1, 1))
+    assert total.item() == pytest.approx(0.51666667, abs=1e-8) and count == 1
+
+
+@pytest.mark.parametrize(("truth", "expected"), [((0, 1), 0.0), ((1, 0), 1.0)])
+def test_perfect_costs_nothing_and_all_wrong_one(truth, expected):
+    sure = torch.tensor([[100.0, -100.0], [-100.0, 100.0]])[None, :, None]
+    assert lovasz_softmax(sure, labels(*truth))[0].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_class_that_is_absent_has_no_part():
+    three = pixels((0.8, 0.2, 1e-9), (0.4, 0.6, 1e-9), (0.7, 0.3, 1e-9))
+    found = lovasz_softmax(three, labels(0, 1, 1))[0].item()
+    assert found == pytest.approx(0.51666667, abs=1e-8)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_value_and_gradient_are_those_of_the_definition(over):
+    logits, truth = example()
+    large = F.interpolate(logits, (6, 8), mode="bilinear", align_corners=True)
+    sets = zip(large.softmax(1).flatten(2), truth.flatten(1), strict=True)
+    if over == "batch":
+        both = large.softmax(1).transpose(0, 1).flatten(1)
+        expected, images = slow(both, truth.flatten()), 1
+    else:
+        expected, images = sum(slow(*one) for one in sets), 2
+    total, count = lovasz_softmax(logits, truth, over)
+    assert total.item() == pytest.approx(expected.item(), abs=1e-12) and count == images
+    gradients = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (total, expected)]
+    assert torch.allclose(*gradients, atol=1e-12) and gradients[0].abs().max() > 1e-3
+
+
+def test_gradient_is_that_of_the_value():
+    logits, truth = example()
+    assert torch.autograd.gradcheck(lambda z: lovasz_softmax(z, truth)[0], logits)
+
+
+def test_ignored_pixels_are_as_if_they_were_not_there():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 1, 30, dtype=torch.float64, generator=generator)
+    truth = torch.randint(0, 4, (1, 1, 30), generator=generator)
+    truth[..., ::3] = 255
+    kept = truth[0, 0] != 255
+    expected = lovasz_softmax(logits[..., kept], truth[..., kept])[0]
+    assert lovasz_softmax(logits, truth)[0].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_without_a_label_it_is_zero_with_an_exact_zero_gradient(over):
+    logits, truth = example()
+    total, count = lovasz_softmax(logits, torch.full_like(truth, 255), over)
+    total.backward()
+    assert (total.item(), count.item()) == (0, 0)
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_void_image_changes_nothing(over):
+    logits, truth = example()
+    more = torch.cat([logits, torch.randn(1, 5, 3, 4)])
+    void = torch.cat([truth, torch.full((1, 6, 8), 255)])
+    before, after = lovasz_softmax(logits, truth, over), lovasz_softmax(more, void, over)
+    assert after[0].item() == pytest.approx(before[0].item(), abs=1e-12) and after[1] == before[1]
+
+
+def test_images_add_up_and_a_batch_does_not():
+    """What lets two ranks equal one, which the batch as one set does not."""
+    logits, truth = example()
+    parts = [lovasz_softmax(logits[i : i + 1], truth[i : i + 1])[0].item() for i in (0, 1)]
+    assert lovasz_softmax(logits, truth)[0].item() == pytest.approx(sum(parts), abs=1e-12)
+    assert lovasz_softmax(logits, truth, "batch")[0].item() != pytest.approx(
+        sum(parts) / 2, abs=1e-3
+    )
+
+
+def test_order_of_pixels_and_classes_does_not_matter():
+    logits, truth = example(size=(3, 4))
+    move, classes = torch.randperm(12), torch.randperm(5)
+    shuffled = logits[:, classes].flatten(2)[:, :, move].view_as(logits)
+    renamed = torch.full((256,), 255)
+    renamed[classes] = torch.arange(5)
+    new = renamed[truth].flatten(1)[:, move].view_as(truth)
+    before, after = lovasz_softmax(logits, truth)[0], lovasz_softmax(shuffled, new)[0]
+    assert after.item() == pytest.approx(before.item(), abs=1e-12)
+
+
+def test_autocast_and_half_precision_are_raised_to_float32():
+    logits, truth = example()
+    full = lovasz_softmax(logits.float(), truth)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = lovasz_softmax(logits.float(), truth)[0]
+        half = lovasz_softmax(logits.bfloat16(), truth)[0]
+    assert inside.dtype == half.dtype == torch.float32
+    assert inside.item() == full
+    assert half.item() == pytest.approx(full, rel=1e-2)
+
+
+def test_the_weights_of_a_large_image_add_up_to_one_in_float32():
+    """Steps of 1e-6, where a difference of two float32 near 1 would keep one digit."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 512, 1024, generator=generator, requires_grad=True)
+    truth = torch.randint(0, 2, (1, 512, 1024), generator=generator)
+    lovasz_softmax(logits, truth)[0].backward()
+    double = logits.detach().double().requires_grad_()
+    lovasz_softmax(double, truth)[0].backward()
+    error = (logits.grad - double.grad).abs() / double.grad.abs().clamp(min=1e-12)
+    assert error.median() < 1e-5
