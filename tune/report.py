@@ -56,14 +56,16 @@ def best_yaml(experiment: Experiment) -> str:
     request, chosen = experiment.request, experiment.chosen
     number = None if chosen is None else chosen["configuration"]
     config = experiment.config(number)
-    usual = flatten(load(config.benchmark, config.method).as_dict())
+    compat = f"compat={config.compat}"  # whoever reads the file has these switches set already
+    usual = flatten(load(config.benchmark, config.method, None, [compat]).as_dict())
     shown = {*request["space"], "source.holdout"}
     values = {
         key: value
         for key, value in flatten(config.as_dict()).items()
         if key in shown or usual.get(key) != value
     }
-    written = {"benchmark": config.benchmark, "method": config.method} | nested(values)
+    written = {name: getattr(config, name) for name in ("benchmark", "method", "compat")}
+    written |= nested(values)
     path = experiment.folder / "best.yaml"
     if chosen is None:
         found = ["No configuration has a score; these are the published defaults."]

@@ -90,6 +90,16 @@ def test_without_any_score_best_yaml_holds_the_published_defaults(tmp_path):
     assert differences(load(file=folder / "best.yaml"), wanted) == []
 
 
+def test_best_yaml_of_a_search_with_the_authors_switches_keeps_those_turned_back(tmp_path):
+    asked = ("compat=official", "spcl.sync=true")
+    folder = make(tmp_path, eight_configurations(), *asked)
+    write_outputs(folder)
+    chosen = [f"{k}={v}" for k, v in record(4, 2, {})["settings"].items()]
+    wanted = load("streets", "spcl", None, [*MINI, *asked, *chosen, "source.holdout=2"])
+    assert differences(load(file=folder / "best.yaml"), wanted, operational=True) == []
+    assert wanted.compat == "official" and wanted.spcl.sync
+
+
 def test_choice_is_the_best_score_of_the_highest_rung_and_the_first_of_equal_ones(tmp_path):
     records = [record(n, 0, validators(9.0)) for n in range(4)]
     records += [record(n, 1, validators(value)) for n, value in ((1, 2.0), (2, 2.0), (3, 1.0))]
