@@ -354,8 +354,11 @@ def _differing(rows: Sequence[Row]) -> list[str]:
         {name: json.dumps(value, default=str) for name, value in settings_of(row.runs[-1]).items()}
         for row in rows
     ]
-    differ = [n for n in sorted(set().union(*texts)) if len({text.get(n) for text in texts}) > 1]
-    return [" ".join(f"{n}={text[n]}" for n in differ if n in text) for text in texts]
+    known = [text for text in texts if text]
+    # A setting that only newer versions of the code have was none when the others ran.
+    shared = sorted(set.intersection(*map(set, known))) if known else []
+    differ = [name for name in shared if len({text[name] for text in known}) > 1]
+    return [" ".join(f"{name}={text[name]}" for name in differ if text) for text in texts]
 
 
 def _published_row(row: Published, classes: Sequence[str]) -> Row:

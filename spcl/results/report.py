@@ -74,6 +74,9 @@ def board_text(board: Board) -> str:
         )
     if published > TEXT_PUBLISHED:
         lines.append(f"       and {published - TEXT_PUBLISHED} more published rows in the files")
+    lines += [
+        f"{row.key[:KEY_LETTERS]}: {plain(row.settings)}" for row in board.rows if row.settings
+    ]
     lines.append(detectable(board))
     lines += [f"kept apart: {plain(reason)}" for reason in board.kept_apart]
     return "\n".join(lines)

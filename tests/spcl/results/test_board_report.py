@@ -198,10 +198,14 @@ def test_a_terminal_shows_all_of_ours_and_few_published_rows(streets):
 
 
 def test_rows_that_would_read_the_same_are_told_apart_in_a_terminal(streets):
-    twins = [replace(OURS, key="1234567890"), replace(OURS, key="abcdefghij")]
+    twins = [
+        replace(OURS, key="1234567890", settings="a.b=1\x1b"),
+        replace(OURS, key="abcdefghij"),
+    ]
     text = board_text(replace(streets, rows=twins))
+    assert "\n12345678: a.b=1?\n" in text
     assert "(last) 12345678 " in text and "(last) abcdefgh " in text
-    assert "12345678" not in board_text(replace(streets, rows=twins[:1]))
+    assert "abcdefgh" not in board_text(replace(streets, rows=twins[1:]))
 
 
 def test_a_folder_whose_name_is_no_text_still_has_its_link(streets, tmp_path):

@@ -197,12 +197,16 @@ def test_rows_of_one_name_tell_what_is_set_otherwise_in_them(tmp_path):
     for number, run in enumerate(runs):
         folder = tmp_path / f"{run.settings}{run.seed}"
         folder.mkdir()
-        text = f"seed: {run.seed}\nname: x\nspcl: {{sync: {number < 4}, absent: keep}}"
+        new = f"new: {number}" if number < 4 else ""  # a setting of a newer version
+        text = f"seed: {run.seed}\nspcl: {{sync: {number < 4}, absent: keep}}\n{new}"
         (folder / "config.yaml").write_text(text.lower())
         runs[number] = replace(run, folder=str(folder))
     rows = make_boards(runs, ())[0].rows
     assert {r.settings for r in rows} == {"spcl.sync=true", "spcl.sync=false"}
     assert all(r.note == f"settings {r.key}: {r.settings}" for r in rows)
+    unknown = [replace(run, settings="u", folder="/nowhere") for run in row("a", BAD)]
+    rows = make_boards(runs + unknown, ())[0].rows
+    assert {r.settings for r in rows} == {"spcl.sync=true", "spcl.sync=false", ""}
     (alone,) = make_boards(runs[:4], ())[0].rows
     assert alone.settings == alone.note == ""
 
