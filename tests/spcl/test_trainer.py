@@ -92,14 +92,20 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
 #: the bounds within 20 steps; that the formulas agree there too is the float64 case's business.
 RATES = {"learning_rate": 2.5e-4, "head_multiplier": 10.0}
 #: name -> (method, options of `toys.method`)
-CASES = {
-    f"{name}-{norm}": (name, {"norm": norm, "model": "tiny"} | RATES)
-    for name in ("adversarial", "spcl")
-    for norm in ("domain", "frozen")
-} | {
-    "float64": ("spcl", {"norm": "domain", "model": "tiny", "double": True}),
-    "local": ("spcl", {"sync": False, "steps": 3}),
-}
+CASES = (
+    {
+        f"{name}-{norm}": (name, {"norm": norm, "model": "tiny"} | RATES)
+        for name in ("adversarial", "spcl", "sdca")
+        for norm in ("domain", "frozen")
+    }
+    | {
+        f"float64-{name}": (name, {"norm": "domain", "model": "tiny", "double": True})
+        for name in ("spcl", "sdca")
+    }
+    | {f"local-{name}": (name, {"sync": False, "steps": 3}) for name in ("spcl", "sdca")}
+)
+#: The memory that ranks share.
+MEMORY = {"spcl": "prototypes.mean", "sdca": "moments.feature.mean"}
 
 
 @pytest.fixture(scope="module")
@@ -109,29 +115,33 @@ def two_ranks(tmp_path_factory):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("float64", "local")])
+@pytest.mark.parametrize("case", [c for c in CASES if c.endswith(("domain", "frozen"))])
 def test_two_ranks_equal_one(case, two_ranks, tmp_path):
-    """On the demo's own network: losses of 20 steps within 1e-4, prototypes within 1e-5."""
+    """On the demo's own network: losses of 20 steps within 1e-4, memories within 1e-5."""
     alone = train_on_rank(0, str(tmp_path), CASES[case][0], dict(CASES[case][1]))
     first, second = (rank[case] for rank in two_ranks)
     assert len(alone["losses"]) == 20
     for one, two in zip(alone["losses"], first["losses"], strict=True):
         assert two == pytest.approx(one, abs=1e-4)
     assert equal(first["state"], second["state"])  # parameters and buffers, on all ranks
-    if case.startswith("spcl"):
-        difference = alone["state"]["prototypes.mean"] - first["state"]["prototypes.mean"]
+    if memory := MEMORY.get(CASES[case][0]):
+        difference = alone["state"][memory] - first["state"][memory]
         assert difference.abs().max() < 1e-5
 
 
-def test_in_float64_two_ranks_equal_one_to_nine_digits(two_ranks, tmp_path):
+@pytest.mark.parametrize("name", MEMORY)
+def test_in_float64_two_ranks_equal_one_to_nine_digits(name, two_ranks, tmp_path):
     """In float32 rounding grows over 20 steps; in float64 only a wrong formula would show."""
-    alone = train_on_rank(0, str(tmp_path), CASES["float64"][0], dict(CASES["float64"][1]))
-    for one, two in zip(alone["losses"], two_ranks[0]["float64"]["losses"], strict=True):
+    case = f"float64-{name}"
+    alone = train_on_rank(0, str(tmp_path), name, dict(CASES[case][1]))
+    for one, two in zip(alone["losses"], two_ranks[0][case]["losses"], strict=True):
         assert two == pytest.approx(one, abs=1e-9)
+    assert all(value > 0 for value in two.values())  # of each term there was something
 
 
-def test_rank_local_prototypes_differ_as_in_the_authors_code(two_ranks):
-    first, second = (rank["local"]["state"]["prototypes.mean"] for rank in two_ranks)
+@pytest.mark.parametrize("name", MEMORY)
+def test_rank_local_memories_differ_as_in_the_authors_code(name, two_ranks):
+    first, second = (rank[f"local-{name}"]["state"][MEMORY[name]] for rank in two_ranks)
     assert not torch.equal(first, second)
 
 

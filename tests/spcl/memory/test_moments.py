@@ -193,11 +193,11 @@ def test_what_is_built_is_small_next_to_the_features():
     def memory(tensor):
         return tensor.untyped_storage().data_ptr()
 
-    features, labels = torch.randn(2, 512, 8, 8), torch.randint(0, 19, (2, 8, 8))
-    moments = ClassMoments(19, 512)
+    features, labels = torch.randn(2, 256, 32, 32), torch.randint(0, 19, (2, 32, 32))
+    moments = ClassMoments(19, 256)
     with Largest() as largest:
         moments.merge(moments.sums(features, labels))
-    assert 0 < largest.elements <= features.numel() / 8  # 64 of 512 channels at a time
+    assert 0 < largest.elements <= features.numel() / 4  # 64 of 256 channels at a time
 
 
 def test_state_survives_saving_and_stays_wide():
