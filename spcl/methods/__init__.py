@@ -1,6 +1,8 @@
 """The methods: one file each, none imports another.  A new one is a file and a line here."""
 
 from spcl.methods.adversarial import Adversarial
+from spcl.methods.asanet import ASANet
+from spcl.methods.asanet_asc import ASANetASC
 from spcl.methods.base import Method
 from spcl.methods.sdca import SDCA
 from spcl.methods.self_training import SelfTraining
@@ -12,5 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "adversarial": Adversarial,
     "spcl": SPCL,
     "sdca": SDCA,
+    "asanet_asc": ASANetASC,
+    "asanet": ASANet,
     "self_training": SelfTraining,
 }

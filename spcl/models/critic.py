@@ -1,9 +1,18 @@
 """The fully convolutional critic of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDE = 32  # of the five convolutions together
+
+#: (input, first convolution, rows of zeros below and columns to the right) -> its result
+First = Callable[[Tensor, nn.Conv2d, tuple[int, int]], Tensor]
+
+
+def convolve(x: Tensor, layer: nn.Conv2d, margin: tuple[int, int]) -> Tensor:
+    return layer(F.pad(x, (0, margin[1], 0, margin[0])) if any(margin) else x)
 
 
 class Critic(nn.Module):
@@ -11,20 +20,24 @@ class Critic(nn.Module):
 
     Five 4x4 convolutions of stride 2 with `width` * (1, 2, 4, 8) channels, no normalisation.  An
     image of less than 32 pixels is padded with zeros to 32.
+
+    inputs  channels that the first convolution sees: K, unless `first` makes others of them
+    first   how the first convolution is applied to what the critic is given
     """
 
-    def __init__(self, num_classes: int, width: int = 64):
+    def __init__(self, inputs: int, width: int = 64, first: First = convolve):
         super().__init__()
-        channels = [num_classes, width, 2 * width, 4 * width, 8 * width, 1]
+        channels = [inputs, width, 2 * width, 4 * width, 8 * width, 1]
         self.layers = nn.ModuleList(
             nn.Conv2d(a, b, kernel_size=4, stride=2, padding=1)
             for a, b in zip(channels, channels[1:], strict=False)
         )
+        self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        if min(height, width) < STRIDE:
-            x = F.pad(x, (0, max(0, STRIDE - width), 0, max(0, STRIDE - height)))
-        for layer in self.layers[:-1]:
-            x = F.leaky_relu(layer(x), 0.2)
-        return self.layers[-1](x)
+        margin = max(0, STRIDE - height), max(0, STRIDE - width)
+        x = self.first(x, self.layers[0], margin)
+        for layer in self.layers[1:]:
+            x = layer(F.leaky_relu(x, 0.2))
+        return x

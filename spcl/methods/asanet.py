@@ -1,0 +1,93 @@
+"""ASANet: a critic sees how neighbouring pixels of a prediction agree, not the prediction itself.
+
+Source: Zhou et al. 2020, arXiv:2009.12559, affinity space alignment; the repository's script has
+the schedule.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.func import functional_call
+
+from spcl.data.batch import Batch
+from spcl.losses.adversarial import bce_to
+from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_convolution, probabilities
+from spcl.losses.segmentation import cross_entropy
+from spcl.methods.base import Method, StageConfig, Term, poly_factor
+from spcl.models.critic import Critic
+from spcl.models.segmentor import Segmentor
+from spcl.settings import setting
+
+SOURCE, TARGET = 0.0, 1.0  # what the critic should say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASANetConfig(StageConfig):
+    steps: int = setting(80_000, "authors' code", low=0)
+    horizon: int = setting(100_000, "authors' code: its script", low=1)
+    batch: int | None = setting(1, "authors' code", low=1)
+    augment: str = setting("none", "authors' code", choices=("both", "source", "none"))
+    weight: float = setting(1e-3, "authors' code: lambda_adv", low=0.0)
+    critic_learning_rate: float = setting(1e-4, "authors' code: Adam", low=0.0)
+    critic_width: int = setting(64, "AdaptSegNet: channels of the first layer", low=1)
+    neighbours: int = setting(8, "paper; 4 along the axes alone", choices=tuple(NEIGHBOURS))
+    border: str = setting(
+        "replicate",
+        "authors' code: beside the border lies a copy of it; valid, ours: nothing",
+        choices=BORDERS,
+    )
+    affinity_stride: int = setting(1, "paper: every pixel; n: the grid of every n-th", low=1)
+    eps: float = setting(1e-4, "authors' code: least probability", low=1e-12, below=0.5)
+    damping: bool = setting(True, "authors' code: the weight falls linearly over the horizon")
+
+
+class ASANet(Method):
+    """The critic tells source from target affinities; the segmentor makes target's like source's.
+
+    Both players share one backward, as in `spcl.methods.adversarial`.
+    """
+
+    Config = ASANetConfig
+    title = "adapted"
+    needs = frozenset({"checkpoint"})
+
+    def __init__(self, segmentor: Segmentor, config: ASANetConfig):
+        super().__init__(segmentor, config)
+        self.critic = Critic(
+            config.neighbours * segmentor.num_classes,
+            width=config.critic_width,
+            first=partial(
+                affinity_convolution,
+                neighbours=config.neighbours,
+                border=config.border,
+                eps=config.eps,
+            ),
+        )
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+        c = self.config
+        source = self.segmentor(batch.source_image, "source").logits
+        target = self.segmentor(batch.target_image, "target").logits
+        on_source, on_target = (
+            probabilities(logits, image.shape[-2:], c.affinity_stride)
+            for logits, image in ((source, batch.source_image), (target, batch.target_image))
+        )
+
+        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
+        judged = functional_call(self.critic, frozen, on_target)
+        damping = poly_factor(step, c.horizon, power=1.0) if c.damping else 1.0
+        return {
+            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+            "adversarial": Term(*bce_to(judged, SOURCE), c.weight * damping),
+            "critic_source": Term(*bce_to(self.critic(on_source.detach()), SOURCE), 0.5),
+            "critic_target": Term(*bce_to(self.critic(on_target.detach()), TARGET), 0.5),
+        }
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        critic = torch.optim.Adam(
+            self.critic.parameters(),
+            lr=self.config.critic_learning_rate,
+            betas=(0.9, 0.99),  # AdaptSegNet
+        )
+        return [*super().optimizers(), critic]

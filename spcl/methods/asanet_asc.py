@@ -1,0 +1,50 @@
+"""ASANet's other strategy: neighbouring pixels of a target image should be predicted alike.
+
+Source: Zhou et al. 2020, arXiv:2009.12559, affinity space cleaning.  The repository has the loss,
+and neither a script that trains with it nor its weight.
+"""
+
+from dataclasses import dataclass
+
+from spcl.data.batch import Batch
+from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_cleaning, probabilities
+from spcl.losses.segmentation import cross_entropy
+from spcl.methods.base import Method, StageConfig, Term
+from spcl.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASANetASCConfig(StageConfig):
+    steps: int = setting(80_000, "ours: as asanet", low=0)
+    horizon: int = setting(100_000, "ours: as asanet", low=1)
+    batch: int | None = setting(1, "ours: as asanet", low=1)
+    augment: str = setting("none", "ours: as asanet", choices=("both", "source", "none"))
+    weight: float = setting(
+        0.01,
+        "ours: not published; the middle, in orders of magnitude, of what is searched",
+        low=0.0,
+    )
+    neighbours: int = setting(8, "paper; 4 along the axes alone", choices=tuple(NEIGHBOURS))
+    border: str = setting(
+        "replicate",
+        "authors' code: beside the border lies a copy of it; valid, ours: nothing",
+        choices=BORDERS,
+    )
+    affinity_stride: int = setting(1, "paper: every pixel; n: the grid of every n-th", low=1)
+
+
+class ASANetASC(Method):
+    Config = ASANetASCConfig
+    title = "adapted"
+    needs = frozenset({"checkpoint"})
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+        c = self.config
+        source = self.segmentor(batch.source_image, "source").logits
+        target = self.segmentor(batch.target_image, "target").logits
+        on_target = probabilities(target, batch.target_image.shape[-2:], c.affinity_stride)
+        cleaning = affinity_cleaning(on_target, c.neighbours, c.border)
+        return {
+            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+            "cleaning": Term(*cleaning, c.weight),
+        }
