@@ -394,18 +394,12 @@ def load(
     method = method or given.get("method") or from_file.get("method") or "spcl"
     choose(benchmark, known("benchmarks"), "benchmark")
     choose(method, known("methods"), "method")
-    official = (given.get("compat") or from_file.get("compat")) == "official"
-    values: dict[str, Any] = {}
-    for layer in (
-        read_config(CONFIGS / "methods" / f"{method}.yaml"),
-        _read_benchmark(benchmark, method),
-        _read_compat(method) if official else {},
-        from_file,
-        given,
-        {"benchmark": benchmark, "method": method},
-    ):
-        values = merge(values, _expand(layer))
-    config = build(Config, values)
+    of_method = read_config(CONFIGS / "methods" / f"{method}.yaml")
+    usual = merge(_expand(of_method), _read_benchmark(benchmark, method))
+    asked = merge(_expand(from_file), given) | {"benchmark": benchmark, "method": method}
+    official = merge(usual, asked).get("compat") == "official"
+    switches = _expand(_read_compat(method)) if official else {}
+    config = build(Config, merge(merge(usual, switches), asked))
     config.check()
     return config
 

@@ -89,6 +89,13 @@ def test_official_in_a_file_is_the_same(tmp_path):
     assert load("gta5", "spcl", path, ["compat=ours"]) == load("gta5", "spcl")
 
 
+def test_official_in_a_benchmarks_file_is_not_a_mere_name(tmp_path, monkeypatch):
+    benchmark(tmp_path, monkeypatch, "{spcl: {compat: official}}")
+    assert load("streets", "spcl").spcl.absent == "decay"
+    assert load("streets", "spcl", None, ["compat=ours"]).spcl.absent == "keep"
+    assert load("streets", "adversarial").compat == "ours"
+
+
 def test_a_setting_beside_official_wins(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("spcl: {absent: keep}\n")
