@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", default=DEFAULT_SEEDS, help=f"e.g. 0..4 or 0,3 (default: {DEFAULT_SEEDS})")
     add("--scale", choices=SCALES, default="full", help=f"tiny: 1/{TINY_FRACTION} of every stage")
     add("--name", help="of the folder of the table (default: made of what is asked)")
-    add("--workers", type=int, metavar="N", help="cells at a time (default: all); 0: without Ray")
+    add("--workers", type=int, metavar="N", help="cells at a time, at most; 0: without Ray")
     add("--workers-per-cell", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
     add("--data", help="converted data (default: $SPCL_DATA, else ./data)")

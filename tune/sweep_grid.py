@@ -146,8 +146,9 @@ def find_file(name: str) -> Path:
 
 def read_sweep(path: Path) -> SweepFile:
     """ConfigError names the file and what is wrong with it."""
+    values = read_yaml(path)
     try:
-        return _sweep_file(read_yaml(path), path.stem)
+        return _sweep_file(values, path.stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -132,7 +132,7 @@ def on_ray(
     ended: Ended,
     show: Callable[[], None],
 ) -> None:
-    """Everything on the cluster.  limit: cells at a time (default: as many as fit)."""
+    """Everything on the cluster.  limit: cells at a time, at most (default: as many as fit)."""
     import ray
 
     from tune import trials
@@ -140,7 +140,8 @@ def on_ray(
     train = sweep.distinct[0].config.train
     trials.connect(address)
     worker = trials.worker_resources(train)
-    slots = trials.slots(worker, train.workers, limit)
+    fit = trials.slots(worker, train.workers, None)
+    slots = min(limit or fit, fit)
     options: dict[str, Any] = {"num_cpus": worker["CPU"], "num_gpus": worker.get("GPU", 0)}
     if train.workers > 1:  # a task that only waits for its group
         options = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}

@@ -17,6 +17,7 @@ from clusters import environment, wait_until
 from conftest import MINI
 
 from spcl.config import CONFIGS, load
+from spcl.errors import ConfigError
 from spcl.lease import Lease
 from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
@@ -213,6 +214,7 @@ def test_mistakes_in_a_file_are_one_line(values, message, mini_data, tmp_path, c
         (["--scale", "huge"], "--help"),
         (["--workers-per-cell", "0"], "--workers-per-cell must be at least 1"),
         (["--workers-per-cell", "2"], "needs Ray"),
+        (["--workers", "1", "--workers-per-cell", "3"], "divisible by the workers"),
         (["--benchmark", "street"], "did you mean 'streets'"),
         (["evaluation.dataset=none"], "must be a labelled set"),
         (["--name", "sweeps"], "the folder of sweeps"),
@@ -224,6 +226,13 @@ def test_mistakes_in_a_command_are_one_line(more, message, mini_data, tmp_path, 
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_file_that_is_no_yaml_is_named_once(mini_data, tmp_path, capsys):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: b: c")
+    assert sweep.main(call(path, mini_data, tmp_path)) == 2
+    assert capsys.readouterr().err.count(str(path)) == 1
 
 
 def test_an_unknown_sweep_names_the_nearest(mini_data, tmp_path, capsys):
@@ -260,6 +269,40 @@ def test_what_cannot_change_a_result_changes_no_cell(mini_data, tmp_path):
     assert one.name == other.name
 
 
+def test_what_can_change_a_result_gives_the_table_a_folder_of_its_own(mini_data, tmp_path):
+    path = written(tmp_path, TWO_ROWS)
+    one = resolved(path, mini_data, tmp_path)
+    other = resolved(path, mini_data, tmp_path, (0,), "full", "spcl.temperature=2")
+    assert one.folder != other.folder
+    assert one.cells["baseline", 0].name == other.cells["baseline", 0].name
+    assert one.cells["adapted", 0].name != other.cells["adapted", 0].name
+
+
+def test_a_files_settings_hold_for_all_rows_and_the_command_line_goes_before_them(
+    mini_data, tmp_path
+):
+    values = {"method": "adversarial", "settings": {"train.batch": 2, "adversarial.momentum": 0.5}}
+    values["rows"] = [{"name": "a"}, {"name": "b", "settings": {"adversarial.weight_decay": 0.0}}]
+    path = written(tmp_path, values)
+    made = resolved(path, mini_data, tmp_path, (0,), "full", "train.batch=6")
+    for cell in made.distinct:
+        assert (cell.config.train.batch, cell.config.adversarial.momentum) == (6, 0.5)
+        assert (cell.config.method, cell.config.stages) == ("adversarial", ("adversarial",))
+    assert len(made.distinct) == 2
+
+
+def test_a_files_benchmark_is_the_default(mini_data, tmp_path):
+    path = written(tmp_path, TWO_ROWS | {"benchmark": "street"})
+    with pytest.raises(ConfigError, match="did you mean 'streets'"):
+        resolved(path, mini_data, tmp_path)
+
+
+def test_equal_rows_are_one_run(mini_data, tmp_path):
+    rows = [{"name": "a"}, {"name": "b", "settings": {"spcl.absent": "keep"}}]
+    made = resolved(written(tmp_path, {"rows": rows}), mini_data, tmp_path)
+    assert made.cells["a", 0] is made.cells["b", 0] and len(made.distinct) == 1
+
+
 def test_tiny_stages_are_a_twentieth_and_apart_from_full_results(mini_data, tmp_path):
     steps = ("adversarial.steps=50", "spcl.steps=200")
     path = written(tmp_path, TWO_ROWS)
@@ -267,6 +310,8 @@ def test_tiny_stages_are_a_twentieth_and_apart_from_full_results(mini_data, tmp_
     full = resolved(path, mini_data, tmp_path, (0,), "full", *steps)
     config = tiny.cells["adapted", 0].config
     assert (config.adversarial.steps, config.spcl.steps) == (2, 10)
+    shortest = resolved(path, mini_data, tmp_path, (0,), "tiny").cells["adapted", 0]
+    assert shortest.config.spcl.steps == 1  # of 6
     assert config.spcl.horizon == full.cells["adapted", 0].config.spcl.horizon
     assert tiny.folder != full.folder
     for row in ("baseline", "adapted"):
@@ -342,6 +387,15 @@ def test_seeds_share_nothing_and_run_beside_each_other(mini_data, tmp_path):
     works = [schedule.next(), schedule.next()]
     assert [work.cell.config.seed for work in works] == [0, 1]
     assert schedule.next() is None
+
+
+def test_what_a_worker_has_made_counts_before_it_is_seen_here(mini_data, tmp_path):
+    """A shared folder may show other nodes' files late."""
+    made = resolved(written(tmp_path, TWO_ROWS), mini_data, tmp_path)
+    schedule = Schedule(made.distinct, lambda stage: False)
+    first = schedule.next()
+    schedule.finished(first, None)
+    assert schedule.next().stages != first.stages
 
 
 def test_what_is_stored_is_not_made_again(mini_data, tmp_path):
@@ -441,6 +495,7 @@ def test_on_another_benchmark_published_values_stand_there_without_a_difference(
     table = make_table(handmade, {})
     assert table.against == "gta5" and all(not line.difference for line in table.lines)
     text = as_text(table)
+    assert "With adversarial.steps=6 " in text and "train.threads" not in text
     assert "published (gta5)" in text and "44.5 (inferred)" in text and "41.4 " in text
     assert "No difference to it" in text
 
@@ -452,6 +507,18 @@ def test_on_its_benchmark_the_difference_is_ours_minus_published(handmade):
     assert difference["source contrast"] == {"mIoU": pytest.approx(44.0 - 44.5)}
     assert difference["self-training"] == {}
     assert "+0.6" in as_text(table) and "-0.5" in as_text(table)
+
+
+def test_on_synthia_the_values_are_synthias_over_both_class_sets(handmade):
+    table = make_table(dataclasses.replace(handmade, benchmark="synthia"), {})
+    assert table.against == "synthia"
+    assert table.lines[0].published == {"mIoU": 39.5, "mIoU-13": 45.9}
+
+
+def test_a_gain_is_over_the_seeds_that_the_reference_has(handmade):
+    file = dataclasses.replace(handmade.file, reference="all")
+    lines = {r.row.name: r for r in make_table(dataclasses.replace(handmade, file=file), {}).lines}
+    assert lines["baseline"].gain == (pytest.approx(42 - 52.1), None)
 
 
 def test_a_row_of_another_network_is_not_compared_and_its_neighbours_are(handmade):
@@ -700,9 +767,10 @@ def test_a_running_cell_shows_the_last_whole_line_of_its_log(handmade):
 
 def test_a_tiny_sweep_leaves_no_run_beside_full_ones(mini_data, tmp_path, capsys):
     path = written(tmp_path, {"rows": TWO_ROWS["rows"][:1]})
-    line = call(path, mini_data, tmp_path, "--seeds", "0", "--scale", "tiny")
+    line = call(path, mini_data, tmp_path, "--seeds", "0,0", "--scale", "tiny")
     assert sweep.main(line) == 0
-    assert "TINY" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "TINY" in out and "(one seed)" in out  # however often it is asked for
     assert run_folders(tmp_path) == [] and len(run_folders(tmp_path / "sweeps/tiny")) == 1
 
 
@@ -714,6 +782,15 @@ def test_a_piece_of_work_says_why_it_failed(mini_data, tmp_path):
     reason = sweep_jobs.perform(dataclasses.asdict(task))
     assert "nowhere" in reason and len(reason.splitlines()) == 1
     assert task.folder.failed["error"] == reason
+    assert "nowhere" in (task.folder.folder / "traceback.txt").read_text()
+    whole = dataclasses.replace(task, data=str(mini_data))  # a part of the run, this time
+    assert not whole.finish and sweep_jobs.perform(dataclasses.asdict(whole)) is None
+
+
+def test_two_commands_do_not_write_one_table(mini_data, tmp_path, capsys):
+    with Lease(tmp_path / "sweeps/s"):
+        assert sweep.main(call(COMPONENTS, mini_data, tmp_path)) == 2
+    assert "is being written by process" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_holds_is_a_failed_cell_and_no_end(
@@ -804,7 +881,8 @@ def test_on_ray_cells_run_beside_each_other_and_one_that_fails_stops_nobody(
         "settings": {"stages": ["adversarial", "spcl"], "spcl.learning_rate": 1e30},
     }
     path = written(tmp_path, {"rows": [bad, *TWO_ROWS["rows"]]})
-    line = call(path, mini_data, tmp_path, "--workers", 2, "--seeds", "0..1")
+    # More at a time than fit: as many as fit.
+    line = call(path, mini_data, tmp_path, "--workers", 1000, "--seeds", "0..1")
     command = commands.run([sys.executable, "tune/sweep.py", *line], cluster.environment)
     assert command.code == 1, command.err
     assert command.out.count("must stay finite") == 2
