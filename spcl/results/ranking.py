@@ -243,7 +243,8 @@ class Draft:
             by_seed[run.seed] = run
         self.runs = [by_seed[seed] for seed in sorted(by_seed)]
         self.repeated = sorted(repeated)  # seeds whose runs do not agree
-        self.final = any(run.final for run in members)
+        # The last stage of one recipe may be an earlier one of another: then its name tells more.
+        self.final = all(run.final for run in members)
         self.images = self.runs[0].images
         self.replicates: np.ndarray | None = None  # (S, B)
         if all(run.replicates is not None for run in self.runs):

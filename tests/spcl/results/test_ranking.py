@@ -142,6 +142,7 @@ def test_rows_are_not_ranked_across(change, said):
     (board,) = make_boards(runs, ())
     (line,) = board.kept_apart
     assert line.startswith("1 row not ranked with 2 others") and said in line
+    assert make_boards(runs[::-1], ())[0].kept_apart == [line]
 
 
 def test_without_a_reason_nothing_is_kept_apart():
@@ -231,6 +232,17 @@ def test_unknown_costs_are_not_counted_as_none():
 def test_an_earlier_stage_is_named_beside_its_method():
     runs = row("spcl", GOOD) + row("spcl", BAD, stage="warm-up", final=False)
     assert [r.method for r in make_boards(runs, ())[0].rows] == ["spcl", "spcl: warm-up"]
+    shorter = [replace(run, final=True) for run in runs[-1:]]  # a recipe that ends with the warm-up
+    assert [r.method for r in make_boards(runs + shorter, ())[0].rows] == ["spcl", "spcl: warm-up"]
+    assert make_boards(shorter, ())[0].rows[0].method == "spcl"
+
+
+def test_classes_stand_in_the_order_of_the_largest_set():
+    few = row("a", GOOD, classes=("car", "road"), iou=(0.1, 0.2))
+    many = row("b", GOOD, classes=("road", "sky", "car"), iou=(0.3, 0.4, 0.5))
+    (board,) = make_boards(few + many, ())
+    assert board.classes == ("road", "sky", "car")
+    assert {r.method: r.iou for r in board.rows}["a"] == pytest.approx((0.2, None, 0.1))
 
 
 def test_matrices_are_read_where_a_run_comes_without_its_replicates(tmp_path):
