@@ -17,6 +17,10 @@ PUBLISHED = {
         "resnet101": {"gta5": (52.1,), "synscapes": (57.1,), "synthia": (47.2, 54.4)},
         "vgg16": {"gta5": (44.8,), "synthia": (40.5, 48.3)},
     },
+    "sdca": {  # the authors' README
+        "resnet101": {"gta5": (52.9,), "synthia": (50.2, 56.8)},
+        "vgg16": {"gta5": (47.3,), "synthia": (43.5, 50.3)},
+    },
     "adversarial": {
         "resnet101, warm-up": {"gta5": (41.4,), "synthia": (39.5, 45.9)},
         "resnet101, AdaptSegNet": {
@@ -103,6 +107,29 @@ def test_the_schedule_is_the_papers(benchmark):
     assert config.spcl.temperature == 100.0
     assert config.pseudo_label.cap == 0.9
     assert config.self_training.scale == (0.5, 1.5)
+
+
+@pytest.mark.parametrize("benchmark", PAPER)
+def test_the_schedule_of_sdca_is_that_of_its_code(benchmark):
+    config = load(benchmark, "sdca")
+    assert config.stages == ("source_only", "sdca", "self_training")
+    found = {
+        name: (c.steps, c.horizon, config.batch_of(name), c.learning_rate, c.head_multiplier)
+        for name in config.stages
+        for c in [config.of(name)]
+    }
+    assert found == {
+        "source_only": (20_000, 31_250, 8, 0.0005, 10.0),
+        "sdca": (40_000, 62_500, 4, 0.00025, 10.0),
+        "self_training": (20_000, 31_250, 8, 0.0005, 10.0),
+    }
+    c = config.sdca
+    assert (c.temperature, c.feature_weight, c.output_weight, c.delta) == (100.0, 1.0, 1.0, 0.9)
+    assert c.lovasz_weight == config.source_only.lovasz_weight == 0.75
+    assert (config.source_only.augment, c.augment) == ("none", "source")
+    for stream in (config.source, config.target):
+        assert (stream.grayscale, stream.blur) == (0.2, (0.1, 2.0))
+    assert load(benchmark, "source_only").source_only.lovasz_weight == 0.0
 
 
 def test_synthia_has_sixteen_outputs_and_is_scored_on_those():
