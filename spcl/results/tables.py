@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-CONFIDENCE = 0.95
+from spcl.results.statistics import CONFIDENCE, seed_estimate
+
 NOT_EVALUATED = "not evaluated: no labelled evaluation split"
 
 
@@ -50,14 +51,8 @@ def ccd_table(distances: dict[str, float | None]) -> str:
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and half width of its 95 % t interval over seeds; None for a single value."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, None
-    from scipy import stats  # most of a second, for the commands that need no interval
-
-    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    return mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+    found = seed_estimate(values)
+    return found.value, None if found.error is None else found.margin((1 + CONFIDENCE) / 2)
 
 
 def seeds_table(summaries: Sequence[dict[str, Any]]) -> str:
