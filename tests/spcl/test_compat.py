@@ -8,7 +8,7 @@ from conftest import MINI
 from torch import nn
 from toys import Stripes, method, train
 
-from spcl import cli, config
+from spcl import cli, config, trainer
 from spcl.config import CONFIGS, differences, known, load
 from spcl.data.batch import Batch
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -17,7 +17,7 @@ from spcl.methods.adversarial import Adversarial
 from spcl.methods.spcl import SPCL
 from spcl.models.normalization import RunningBatchNorm2d
 from spcl.models.segmentor import Output, build_segmentor
-from spcl.recipe import augmentation, new_segmentor
+from spcl.recipe import Recipe, augmentation, new_segmentor
 from spcl.results.store import RunFolder
 from spcl.runs import show
 from spcl.settings import flatten, read_yaml
@@ -146,6 +146,31 @@ def test_a_mean_per_worker_is_of_their_number():
     two = ("train.reduction=per_rank", "train.workers=2")
     assert keys("spcl", *two)["adversarial"] != keys("spcl", two[0])["adversarial"]
     assert keys("spcl", two[1]) == keys("spcl")
+
+
+def test_the_loop_reduces_as_asked(tmp_path, monkeypatch):
+    """What that means on two ranks: tests/spcl/losses/test_reduction.py."""
+    asked = []
+
+    def total(terms, reduction):
+        asked.append(reduction)
+        return trainer_total(terms, reduction)
+
+    trainer_total = trainer.total
+    monkeypatch.setattr(trainer, "total", total)
+    train(method("source_only", steps=1), tmp_path, reduction="per_rank")
+    assert asked == ["per_rank"]
+
+
+def test_a_stage_reads_the_list_in_order(mini_data, tmp_path):
+    settings = ["source.shuffle=false", "source.class_balanced=false", "target.shuffle=false"]
+    official = load("streets", "adversarial", None, [*MINI, *settings])
+    recipe = Recipe(official, mini_data, RunFolder(tmp_path / "a"), trainer.Surroundings())
+    steps = recipe._steps(recipe.stages[0])
+    for role in ("source", "target"):
+        ids = recipe.shards[role].sample_ids
+        read = [name for step in range(len(ids) // 2) for name in steps.sample_ids(step)[role]]
+        assert read == ids * 2  # four a step: twice through
 
 
 class ThreeLogits(nn.Module):
