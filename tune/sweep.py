@@ -10,8 +10,10 @@ from spcl.data.catalog import data_root
 from spcl.errors import UserError
 from spcl.launch import check_batches, check_name
 from spcl.lease import Lease
-from tune.sweep_grid import SCALES, TINY_FRACTION, Schedule, Sweep, find_file, resolve
+from tune.sweep_file import find_file
+from tune.sweep_grid import SCALES, TINY_FRACTION, Sweep, resolve
 from tune.sweep_live import Live
+from tune.sweep_schedule import Schedule
 from tune.sweep_table import as_text, make_table, write_table
 
 EXAMPLE = """examples:

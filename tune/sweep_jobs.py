@@ -26,7 +26,8 @@ from spcl.telemetry import Telemetry
 from spcl.train import choose_device
 from spcl.trainer import Surroundings
 from tune.jobs import waiting_lease
-from tune.sweep_grid import Cell, Schedule, Sweep, Work
+from tune.sweep_grid import Cell, Sweep
+from tune.sweep_schedule import Schedule, Work
 
 POLL = 0.5  # seconds between looks at the cells' progress
 LOST_WORKERS = 1  # that a piece of work survives; the next one goes on from its checkpoint

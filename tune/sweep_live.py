@@ -6,7 +6,8 @@ import shutil
 import sys
 from typing import TextIO
 
-from tune.sweep_grid import Cell, Schedule, Sweep, Work
+from tune.sweep_grid import Cell, Sweep
+from tune.sweep_schedule import Schedule, Work
 
 TAIL_BYTES = 4096  # of metrics.jsonl: more than one line
 CELL_WIDTH = 26  # of a state and a gap

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from spcl import atomic
 from spcl.results.tables import interval
-from tune.sweep_grid import TINY_FRACTION, Row, Sweep
+from tune.sweep_file import Row
+from tune.sweep_grid import TINY_FRACTION, Sweep
 
 MARK = "✓"
 NOTHING = "–"

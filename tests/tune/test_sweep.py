@@ -23,8 +23,10 @@ from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
 from spcl.settings import digest
 from tune import jobs, sweep, sweep_estimate, sweep_jobs
-from tune.sweep_grid import Schedule, Sweep, read_sweep, resolve
+from tune.sweep_file import read_sweep
+from tune.sweep_grid import Sweep, resolve
 from tune.sweep_live import Live
+from tune.sweep_schedule import Schedule
 from tune.sweep_table import as_csv, as_html, as_markdown, as_text, make_table
 
 COMPONENTS = CONFIGS / "sweeps/components.yaml"
