@@ -42,8 +42,8 @@ def _weights(errors: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
     With the errors of a class in descending order, it is the step of 1 - IoU at each of them:
     1 / union at a pixel of the class, else intersection / (union * the union before).
     """
-    # Ignored pixels come last, where they change no other's weight.  A stable order, so that equal
-    # errors get the same weights on every device and in every run.
+    # Ignored pixels come last, where no intersection is left: their weight is 0, and they change no
+    # other's.  A stable order, so that equal errors get the same weights in every run.
     order = errors.masked_fill(~valid, -1).sort(dim=1, descending=True, stable=True).indices
     hit = foreground.gather(1, order)
     size = foreground.sum(1, keepdim=True)  # (K, 1)
@@ -54,4 +54,4 @@ def _weights(errors: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
     steps = torch.where(hit, 1 / union, left / union / (union - 1).clamp(min=1))
     present = (size > 0).to(errors.dtype)
     steps *= present / present.sum().clamp(min=1)
-    return torch.empty_like(errors).scatter_(1, order, steps) * valid
+    return torch.empty_like(errors).scatter_(1, order, steps)
