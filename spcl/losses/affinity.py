@@ -99,10 +99,9 @@ def affinity_convolution(
     p = at_least_float32(probabilities)
     # A neighbour of probability 1 changes nothing: A and its gradient are 0 there.
     padded = _padded(p, border, nothing=1.0)
-    with without_autocast(p):
-        return _Convolution.apply(
-            padded, layer.weight, layer.bias, (layer.stride, layer.padding), margin, neighbours, eps
-        )
+    arguments = layer.weight, layer.bias, (layer.stride, layer.padding), margin, neighbours, eps
+    with without_autocast(p):  # an image at a time, whose maps stay in a processor's cache
+        return torch.cat([_Convolution.apply(image, *arguments) for image in padded.split(1)])
 
 
 class _Convolution(torch.autograd.Function):
@@ -198,7 +197,7 @@ def _logs(padded: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return (
         logs,
         _at(logs, ITSELF).clamp(least),
-        torch.log1p(-_at(padded, ITSELF)).clamp_(least),
+        _at(padded, ITSELF).neg().log1p_().clamp_(least),
     )
 
 
@@ -207,7 +206,7 @@ def _pair(padded: Tensor, offset: Offset, logs: tuple[Tensor, Tensor, Tensor], e
     q = _at(padded, ITSELF) * _at(padded, offset)
     # A logarithm is slow: that of q is a sum of two that are known.
     ln_q = (_at(ln, ITSELF) + _at(ln, offset)).clamp_(math.log(eps)).sub_(ln_p)
-    ln_rest = torch.log1p(-q).clamp_(math.log(eps)).sub_(ln_rest_p)
+    ln_rest = q.neg().log1p_().clamp_(math.log(eps)).sub_(ln_rest_p)
     rest = (1 - q).clamp_(eps)
     return _Pair(q.clamp_(eps), rest, ln_q, ln_rest)
 
