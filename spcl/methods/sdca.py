@@ -40,7 +40,10 @@ class SDCAConfig(StageConfig):
     )
     # Switches; the second choice is what the authors' code does.
     moments_on: str = setting(
-        "normalized", "ours: of what is compared", choices=("normalized", "raw")
+        "normalized",
+        "ours: of what is compared; raw variances are in the features' own units, which a low "
+        "temperature bears with cov_normalize=l2_rows alone",
+        choices=("normalized", "raw"),
     )
     cov_normalize: str = setting("none", "ours: the bound holds", choices=("none", "l2_rows"))
     sync: bool = setting(True, "ours: distributions are equal on all ranks")

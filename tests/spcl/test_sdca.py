@@ -108,6 +108,16 @@ def test_weights_are_those_of_the_settings():
     assert "lovasz" not in one_step(method("sdca", lovasz_weight=0.0))
 
 
+def test_variances_are_compared_with_as_they_are_or_in_rows_of_unit_length():
+    plain, rows = method("sdca"), method("sdca", cov_normalize="l2_rows")
+    for moments in rows.moments.values():
+        moments.variance *= 5  # of no meaning where rows have unit length
+    same = method("sdca", cov_normalize="l2_rows")
+    found = [made.eval()(Stripes()[0], 0)["source_output"].sum for made in (plain, rows, same)]
+    assert torch.allclose(found[1], found[2], rtol=1e-5)
+    assert not torch.allclose(found[0], found[1], rtol=1e-2)
+
+
 def test_source_only_has_lovasz_as_an_option():
     assert list(one_step(method("source_only"))) == ["segmentation"]
     one, other = (
