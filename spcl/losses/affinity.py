@@ -99,9 +99,11 @@ def affinity_convolution(
     p = at_least_float32(probabilities)
     # A neighbour of probability 1 changes nothing: A and its gradient are 0 there.
     padded = _padded(p, border, nothing=1.0)
-    arguments = layer.weight, layer.bias, (layer.stride, layer.padding), margin, neighbours, eps
-    with without_autocast(p):  # an image at a time, whose maps stay in a processor's cache
-        return torch.cat([_Convolution.apply(image, *arguments) for image in padded.split(1)])
+    geometry = layer.stride, layer.padding
+    with without_autocast(p):
+        return _Convolution.apply(
+            padded, layer.weight, layer.bias, geometry, margin, neighbours, eps
+        )
 
 
 class _Convolution(torch.autograd.Function):

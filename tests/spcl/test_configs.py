@@ -21,6 +21,18 @@ PUBLISHED = {
         "resnet101": {"gta5": (52.9,), "synthia": (50.2, 56.8)},
         "vgg16": {"gta5": (47.3,), "synthia": (43.5, 50.3)},
     },
+    "asanet": {  # the authors' README
+        "resnet101": {"gta5": (45.1,), "synthia": (41.7, 49.3)},
+        "resnet101, source-only": {"gta5": (38.1,), "synthia": (33.9, 39.1)},
+        "vgg16": {"gta5": (35.6,), "synthia": (33.3, 38.7)},
+        "vgg16, source-only": {"gta5": (27.1,), "synthia": (25.1, 28.7)},
+    },
+    "asanet_asc": {  # the authors' README
+        "resnet101": {"gta5": (43.8,), "synthia": (38.7, 45.3)},
+        "resnet101, source-only": {"gta5": (38.1,), "synthia": (33.9, 39.1)},
+        "vgg16": {"gta5": (32.4,), "synthia": (28.5, 33.3)},
+        "vgg16, source-only": {"gta5": (27.1,), "synthia": (25.1, 28.7)},
+    },
     "adversarial": {
         "resnet101, warm-up": {"gta5": (41.4,), "synthia": (39.5, 45.9)},
         "resnet101, AdaptSegNet": {
@@ -130,6 +142,21 @@ def test_the_schedule_of_sdca_is_that_of_its_code(benchmark):
     for stream in (config.source, config.target):
         assert (stream.grayscale, stream.blur) == (0.2, (0.1, 2.0))
     assert load(benchmark, "source_only").source_only.lovasz_weight == 0.0
+
+
+@pytest.mark.parametrize("benchmark", PAPER)
+@pytest.mark.parametrize("method", ["asanet", "asanet_asc"])
+def test_the_schedule_of_asanet_is_that_of_its_code(method, benchmark):
+    config = load(benchmark, method)
+    assert config.stages == ("source_only", method)
+    c = config.of(method)
+    assert (c.steps, c.horizon, config.batch_of(method)) == (80_000, 100_000, 1)
+    assert (c.learning_rate, c.head_multiplier, c.momentum) == (0.00025, 10.0, 0.9)
+    assert (c.weight_decay, c.poly_power, c.augment) == (0.0005, 0.9, "none")
+    assert (c.neighbours, c.border, c.affinity_stride) == (8, "replicate", 1)
+    if method == "asanet":
+        assert (c.weight, c.critic_learning_rate, c.critic_width) == (0.001, 0.0001, 64)
+        assert (c.eps, c.damping) == (0.0001, True)
 
 
 def test_synthia_has_sixteen_outputs_and_is_scored_on_those():
