@@ -37,19 +37,34 @@ def undisturbed(
     return runs
 
 
-def wait_for_adaptation(run: RunFolder, command: Command) -> None:
+def wait_for_adaptation(run: RunFolder, command: Command, stage: str = "spcl") -> None:
     wait_until(
-        lambda: command.code is not None or reached(run, "spcl", SEEN_STEP), 200, "spcl runs"
+        lambda: command.code is not None or reached(run, stage, SEEN_STEP), 200, f"{stage} runs"
     )
-    assert not reached(run, "spcl", STEPS), "seen too late to disturb"
+    assert not reached(run, stage, STEPS), "seen too late to disturb"
 
 
-def assert_resumed_in_adaptation(run: RunFolder) -> None:
+def assert_resumed_in_adaptation(run: RunFolder, stage: str = "spcl") -> None:
     """Not from the stage's start, and no finished stage was done again."""
     said = messages(run)
     (resumed,) = [text for text in said if "resumed at step" in text]
-    assert 10 <= int(re.fullmatch(r"spcl: resumed at step (\d+)", resumed)[1]) < STEPS
-    assert said.count("adversarial: started") == 1 and said.count("self_training: started") == 1
+    assert 10 <= int(re.fullmatch(rf"{stage}: resumed at step (\d+)", resumed)[1]) < STEPS
+    others = [text for text in said if text.endswith("started") and not text.startswith(stage)]
+    assert "self_training: started" in others and len(others) == len(set(others))
+
+
+def kill_worker(run: RunFolder, rank: int) -> re.Pattern:
+    """SIGKILL to one of two workers; returns what its log says at each start."""
+    (log,) = (run.folder / "logs").glob(f"*-rank{rank}.log")
+    pattern = re.compile(rf"^rank {rank} of 2: process (\d+) on ", re.MULTILINE)
+    (process,) = pattern.findall(log.read_text())
+    os.kill(int(process), signal.SIGKILL)
+    return pattern
+
+
+def assert_started_twice(run: RunFolder, rank: int, pattern: re.Pattern) -> None:
+    (log,) = (run.folder / "logs").glob(f"*-rank{rank}.log")
+    assert len(pattern.findall(log.read_text())) == 2
 
 
 @pytest.mark.parametrize("where", ["own Ray", "cluster"])
@@ -95,14 +110,30 @@ def test_a_run_goes_on_by_itself_after_a_killed_worker(
     line = [*TRAIN, *arguments(mini_data, tmp_path, "r", LONG), "--workers", 2]
     command = commands.start(line, cluster.environment)
     wait_for_adaptation(run, command)
-    (log,) = (run.folder / "logs").glob(f"*-rank{rank}.log")
-    pattern = re.compile(rf"^rank {rank} of 2: process (\d+) on ", re.MULTILINE)
-    (process,) = pattern.findall(log.read_text())
-    os.kill(int(process), signal.SIGKILL)
+    pattern = kill_worker(run, rank)
     assert command.finish() == 0, command.err
-    assert len(pattern.findall(log.read_text())) == 2
+    assert_started_twice(run, rank, pattern)
     assert_resumed_in_adaptation(run)
     assert_same_bits(run, undisturbed[2])
+
+
+@pytest.mark.parametrize("method", ["sdca", "asanet"])
+def test_other_methods_survive_a_killed_worker_too(method, commands, cluster, mini_data, tmp_path):
+    recipe = [f"stages=[source_only,{method},self_training]", f"{method}.steps={STEPS}"]
+    shape = ["--method", method, "--workers", 2, "source_only.steps=10", *recipe]
+    left, right = RunFolder(tmp_path / "left/r"), RunFolder(tmp_path / "right/r")
+    line = [*TRAIN, *arguments(mini_data, left.folder.parent, "r", *shape)]
+    undisturbed = commands.run(line, cluster.environment)
+    assert undisturbed.code == 0, undisturbed.err
+
+    line = [*TRAIN, *arguments(mini_data, right.folder.parent, "r", *shape)]
+    command = commands.start(line, cluster.environment)
+    wait_for_adaptation(right, command, method)
+    pattern = kill_worker(right, 1)
+    assert command.finish() == 0, command.err
+    assert_started_twice(right, 1, pattern)
+    assert_resumed_in_adaptation(right, method)
+    assert_same_bits(right, left)
 
 
 def test_a_failure_that_stays_is_explained_with_the_workers_output(
