@@ -121,6 +121,7 @@ def same_files(one: Path, two: Path) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_two_ray_workers_report_what_one_process_does(

@@ -83,6 +83,7 @@ def submit(commands: Commands, cluster: RayCluster, line: list[str]) -> Command:
     return commands.run([*job, *TRAIN, *line], environment(cluster.token))
 
 
+@pytest.mark.slow
 def test_a_job_reuses_stored_stages_under_another_name(finished, commands, cluster, mini_data):
     run, _ = finished
     job = submit(commands, cluster, arguments(mini_data, run.folder.parent, "job"))
