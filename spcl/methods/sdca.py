@@ -29,7 +29,9 @@ class SDCAConfig(StageConfig):
     feature_weight: float = setting(1.0, "authors' code: of the backbone's level", low=0.0)
     output_weight: float = setting(1.0, "authors' code: of the logits' level; 0 is off", low=0.0)
     lovasz_weight: float = setting(0.75, "authors' code", low=0.0)
-    delta: float = setting(0.9, "authors' code: confidence of target pixels that count", low=0.0)
+    delta: float = setting(
+        0.9, "authors' code: confidence of target pixels that count", low=0.0, high=1.0
+    )
     moments: str = setting(
         "cumulative",
         "authors' code: all pixels so far weigh the same; ema forgets",
