@@ -6,17 +6,14 @@ Source: Tsai et al. 2018, arXiv:1802.10349; weight and critic rate as in SPCL's 
 from dataclasses import dataclass
 
 import torch
-from torch.func import functional_call
 
 from spcl.data.batch import Batch
-from spcl.losses.adversarial import bce_to
+from spcl.losses.adversarial import players
 from spcl.losses.segmentation import cross_entropy, upsample
 from spcl.methods.base import Method, StageConfig, Term
 from spcl.models.critic import Critic
 from spcl.models.segmentor import Segmentor
 from spcl.settings import setting
-
-SOURCE, TARGET = 0.0, 1.0  # what the critic should say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +34,7 @@ class AdversarialConfig(StageConfig):
 
 
 class Adversarial(Method):
-    """The critic tells source from target predictions; the segmentor makes target look like source.
-
-    Both players share one backward: the segmentor is judged by the critic with detached
-    parameters, the critic is trained on detached predictions.
-    """
+    """The critic tells domains by predictions; the segmentor makes target's like source's."""
 
     Config = AdversarialConfig
     title = "warm-up"
@@ -58,21 +51,13 @@ class Adversarial(Method):
         source_map = upsample(shown, batch.source_image.shape[-2:]).softmax(1)
         target_map = upsample(target, batch.target_image.shape[-2:]).softmax(1)
 
-        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
-        judged = functional_call(self.critic, frozen, target_map)
-        on_source = bce_to(self.critic(source_map.detach()), SOURCE)
-        on_target = bce_to(self.critic(target_map.detach()), TARGET)
+        judged, on_source, on_target = players(self.critic, source_map, target_map)
         return {
             "segmentation": Term(*cross_entropy(softened, batch.source_label)),
-            "adversarial": Term(*bce_to(judged, SOURCE), self.config.weight),
+            "adversarial": Term(*judged, self.config.weight),
             "critic_source": Term(*on_source, 0.5),
             "critic_target": Term(*on_target, 0.5),
         }
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        critic = torch.optim.Adam(
-            self.critic.parameters(),
-            lr=self.config.critic_learning_rate,
-            betas=(0.9, 0.99),  # AdaptSegNet
-        )
-        return [*super().optimizers(), critic]
+        return [*super().optimizers(), self.critic.optimizer(self.config.critic_learning_rate)]

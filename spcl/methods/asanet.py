@@ -8,18 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.func import functional_call
 
 from spcl.data.batch import Batch
-from spcl.losses.adversarial import bce_to
+from spcl.losses.adversarial import players
 from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_convolution, probabilities
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Method, StageConfig, Term, poly_factor
 from spcl.models.critic import Critic
 from spcl.models.segmentor import Segmentor
 from spcl.settings import setting
-
-SOURCE, TARGET = 0.0, 1.0  # what the critic should say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +40,7 @@ class ASANetConfig(StageConfig):
 
 
 class ASANet(Method):
-    """The critic tells source from target affinities; the segmentor makes target's like source's.
-
-    Both players share one backward, as in `spcl.methods.adversarial`.
-    """
+    """The critic tells domains by their affinities; the segmentor makes target's like source's."""
 
     Config = ASANetConfig
     title = "adapted"
@@ -74,20 +68,14 @@ class ASANet(Method):
             for logits, image in ((source, batch.source_image), (target, batch.target_image))
         )
 
-        frozen = {name: p.detach() for name, p in self.critic.named_parameters()}
-        judged = functional_call(self.critic, frozen, on_target)
+        judged, by_source, by_target = players(self.critic, on_source, on_target)
         damping = poly_factor(step, c.horizon, power=1.0) if c.damping else 1.0
         return {
             "segmentation": Term(*cross_entropy(source, batch.source_label)),
-            "adversarial": Term(*bce_to(judged, SOURCE), c.weight * damping),
-            "critic_source": Term(*bce_to(self.critic(on_source.detach()), SOURCE), 0.5),
-            "critic_target": Term(*bce_to(self.critic(on_target.detach()), TARGET), 0.5),
+            "adversarial": Term(*judged, c.weight * damping),
+            "critic_source": Term(*by_source, 0.5),
+            "critic_target": Term(*by_target, 0.5),
         }
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        critic = torch.optim.Adam(
-            self.critic.parameters(),
-            lr=self.config.critic_learning_rate,
-            betas=(0.9, 0.99),  # AdaptSegNet
-        )
-        return [*super().optimizers(), critic]
+        return [*super().optimizers(), self.critic.optimizer(self.config.critic_learning_rate)]

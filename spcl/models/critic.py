@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,3 +42,7 @@ class Critic(nn.Module):
         for layer in self.layers[1:]:
             x = layer(F.leaky_relu(x, 0.2))
         return x
+
+    def optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        """Adam as in AdaptSegNet."""
+        return torch.optim.Adam(self.parameters(), lr=learning_rate, betas=(0.9, 0.99))
