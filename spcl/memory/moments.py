@@ -101,10 +101,9 @@ class ClassMoments(nn.Module):
         if self.momentum is None:
             weight = new / (new + old).clamp(min=1)
         else:
-            known, present = (old > 0).to(new.dtype), (new > 0).to(new.dtype)
-            weight = (
-                1 - self.momentum * known
-            ) * present  # the first batch of a class is all of it
+            present, known = (new > 0).to(new.dtype), (old > 0).to(new.dtype)
+            # The first batch of a class is all that is known of it.
+            weight = present * (1 - self.momentum * known)
         self.variance.lerp_(variance + (1 - weight) * shift.square(), weight)
         self.mean.add_(weight * shift)
         self.count += new[:, 0].long()
