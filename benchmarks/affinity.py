@@ -11,14 +11,12 @@ in turn in one process, and each one's peak memory above the inputs, in a proces
 """
 
 import argparse
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
+from measure import Step, alone, compare, growth_mib, step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,57 +80,22 @@ def inputs(size: tuple[int, int], device: str) -> tuple[Tensor, nn.Conv2d]:
     return logits.softmax(1).to(device).requires_grad_(), layer.to(device)
 
 
-def step(variant: Variant, p: Tensor, layer: nn.Conv2d) -> Tensor:
-    p.grad = None
-    layer.zero_grad(set_to_none=True)
-    loss = variant(p, layer)
-    loss.backward()
-    if p.is_cuda:
-        torch.cuda.synchronize()
-    return loss.detach()
+def steps(what: str, size: tuple[int, int], device: str) -> dict[str, Step]:
+    p, layer = inputs(size, device)
+    leaves = [p, *layer.parameters()]
+    return {name: partial(step, partial(v, p, layer), leaves) for name, v in VARIANTS[what].items()}
 
 
-def peak(variant: Variant, p: Tensor, layer: nn.Conv2d) -> float:
-    """Growth of this process's peak memory over one step, in MiB."""
-    if p.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(variant, p, layer)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resident("VmRSS")
-    step(variant, p, layer)
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """This process's resident memory, MiB: VmRSS now, VmHWM the most so far."""
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if field in x]
-    return int(line.split()[1]) / 1024
-
-
-def compare(what: str, arguments: argparse.Namespace) -> bool:
+def report(what: str, arguments: argparse.Namespace) -> bool:
     """Print both ratios; is the one of memory below the bound?"""
-    p, layer = inputs(arguments.size, arguments.device)
-    variants = VARIANTS[what]
-    losses = {name: step(variant, p, layer) for name, variant in variants.items()}  # and warm up
-    torch.testing.assert_close(losses["ours"], losses["naive"], rtol=1e-5, atol=1e-6)
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(arguments.rounds):
-        for name, variant in variants.items():
-            started = time.perf_counter()
-            step(variant, p, layer)
-            times[name].append(time.perf_counter() - started)
-    faster = statistics.median(n / o for n, o in zip(times["naive"], times["ours"], strict=True))
-    memory = {}
-    for name in variants:
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak", what, name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        memory[name] = float(done.stdout)
-    ratio = memory["ours"] / memory["naive"]
-    print(f"{what}: loss {losses['ours']:.6f} both ways; device {arguments.device}")
+    made = steps(what, arguments.size, arguments.device)
+    loss, faster = compare(made["ours"], made["naive"], arguments.rounds)
+    (ours,), (naive,) = (alone(*sys.argv[1:], "--peak", what, name) for name in made)
+    ratio = ours / naive
+    print(f"{what}: loss {loss:.6f} both ways; device {arguments.device}")
     print(f"  time:   ours is {faster:.2f}x as fast as the naive way (median of pairs)")
     print(
-        f"  memory: ours {memory['ours']:.0f} MiB above its inputs, naive {memory['naive']:.0f} "
+        f"  memory: ours {ours:.0f} MiB above its inputs, naive {naive:.0f} "
         f"MiB: {ratio:.3f} of it, {'below' if ratio < BOUND else 'NOT below'} {BOUND}"
     )
     return ratio < BOUND
@@ -147,9 +110,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.peak:
         what, name = arguments.peak
-        print(peak(VARIANTS[what][name], *inputs(arguments.size, arguments.device)))
+        made = steps(what, arguments.size, arguments.device)
+        print(growth_mib(made[name], arguments.device))
         return 0
-    return 0 if all([compare(what, arguments) for what in VARIANTS]) else 1
+    return 0 if all([report(what, arguments) for what in VARIANTS]) else 1
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ taken in turn in one process, and each one's peak memory above the inputs, in a 
 """
 
 import argparse
-import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
+from measure import Step, alone, compare, growth_mib, step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,35 +75,11 @@ def new_bank(dimension: int, device: str) -> PrototypeBank:
     return bank
 
 
-def step(name: str, pairs: list[tuple[Tensor, Tensor]], bank: PrototypeBank) -> Tensor:
-    for features, _ in pairs:
-        features.grad = None
-    loss = VARIANTS[name](pairs, bank)
-    loss.backward()
-    if pairs[0][0].is_cuda:
-        torch.cuda.synchronize()
-    return loss.detach()
-
-
-def peak(name: str, arguments: argparse.Namespace) -> None:
-    """Print this process's growth in peak memory over one step, in MiB."""
-    pairs = inputs(arguments.dimension, arguments.device)
-    bank = new_bank(arguments.dimension, arguments.device)
-    if arguments.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(name, pairs, bank)
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    before = peak_rss()
-    step(name, pairs, bank)
-    print(peak_rss() - before)
-
-
-def peak_rss() -> float:
-    """This process's peak resident memory so far, MiB."""
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
-    return int(line.split()[1]) / 1024
+def steps(dimension: int, device: str) -> dict[str, Step]:
+    pairs = inputs(dimension, device)
+    leaves = [features for features, _ in pairs]
+    forwards = {n: partial(v, pairs, new_bank(dimension, device)) for n, v in VARIANTS.items()}
+    return {name: partial(step, forward, leaves) for name, forward in forwards.items()}
 
 
 def main() -> None:
@@ -115,29 +89,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--peak", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    made = steps(arguments.dimension, arguments.device)
     if arguments.peak:
-        peak(arguments.peak, arguments)
+        print(growth_mib(made[arguments.peak], arguments.device))
         return
-    pairs = inputs(arguments.dimension, arguments.device)
-    banks = {name: new_bank(arguments.dimension, arguments.device) for name in VARIANTS}
-    losses = {name: step(name, pairs, banks[name]) for name in VARIANTS}  # also the warm-up
-    torch.testing.assert_close(losses["ours"], losses["plain"], rtol=1e-5, atol=1e-6)
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for _ in range(arguments.rounds):
-        for name in VARIANTS:
-            started = time.perf_counter()
-            step(name, pairs, banks[name])
-            times[name].append(time.perf_counter() - started)
-    ratio = statistics.median(p / o for p, o in zip(times["plain"], times["ours"], strict=True))
-    memory = {}
-    for name in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
-        memory[name] = float(subprocess.run(command, capture_output=True, text=True).stdout)
-    print(f"loss {losses['ours']:.6f} both ways; device {arguments.device}")
+    loss, ratio = compare(made["ours"], made["plain"], arguments.rounds)
+    (ours,), (plain,) = (alone(*sys.argv[1:], "--peak", name) for name in made)
+    print(f"loss {loss:.6f} both ways; device {arguments.device}")
     print(f"time:   ours is {ratio:.2f}x as fast as the plain way (median of pairs)")
-    print(
-        f"memory: ours {memory['ours']:.0f} MiB above its inputs, plain {memory['plain']:.0f} MiB"
-    )
+    print(f"memory: ours {ours:.0f} MiB above its inputs, plain {plain:.0f} MiB")
 
 
 if __name__ == "__main__":

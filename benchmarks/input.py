@@ -19,15 +19,13 @@ import multiprocessing
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import alone, peak_mib, seconds
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms as v1
@@ -167,25 +165,12 @@ def check_equal(root: Path) -> float:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def peak_rss() -> float:
-    """This process's peak resident memory so far, MiB."""
-    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
-    return int(line.split()[1]) / 1024
-
-
-def measured_alone(*arguments: str) -> list[float]:
-    """The numbers that this script prints in a process of its own."""
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [float(word) for word in done.stdout.split()]
-
-
 def print_peak(variant: str, root: Path) -> None:
-    before = peak_rss()
+    before = peak_mib()
     read = reader(variant, root)
     for position in range(2 * FRAMES):
         read(position)
-    print(peak_rss() - before)
+    print(peak_mib() - before)
 
 
 def print_growth(count: int, root: Path) -> None:
@@ -199,9 +184,9 @@ def print_growth(count: int, root: Path) -> None:
             os.link(first, raw / folder / f"{number:05d}.png")
     spawn = multiprocessing.get_context("spawn")  # a fork would start with the parent's memory
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-        imports, here = pool.submit(peak_rss).result(), peak_rss()
+        imports, here = pool.submit(peak_mib).result(), peak_mib()
         convert("gta5", raw, root / "out", split="train", map_tasks=pool.map)
-        worker, driver = pool.submit(peak_rss).result() - imports, peak_rss() - here
+        worker, driver = pool.submit(peak_mib).result() - imports, peak_mib() - here
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
         loader = pool.submit(read_all, root / "out").result()
     print(worker, driver, loader)
@@ -209,12 +194,12 @@ def print_growth(count: int, root: Path) -> None:
 
 def read_all(folder: Path) -> float:
     """Read every sample once; the growth of this process, MiB."""
-    before = peak_rss()
+    before = peak_mib()
     torch.set_num_threads(1)
     stream = read_shards(folder, SMALL)
     for position in range(len(stream.shards)):
         stream.sample(position)
-    return peak_rss() - before
+    return peak_mib() - before
 
 
 def main() -> None:
@@ -237,7 +222,7 @@ def main() -> None:
         print("\nsamples   converting worker   its driver   loader   (growth of peak memory, MiB)")
     for count in arguments.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            worker, driver, loader = measured_alone("--growth", str(count), folder)
+            worker, driver, loader = alone("--growth", str(count), folder)
         print(f"{count:7}   {worker:17.0f}   {driver:10.0f}   {loader:6.0f}", flush=True)
 
 
@@ -250,14 +235,13 @@ def compare(root: Path, rounds: int) -> None:
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for position in range((rounds + 1) * FRAMES):
         for variant, read in readers.items():
-            started = time.perf_counter()
-            read(position)
+            taken = seconds(read, position)
             if position >= FRAMES:  # the first round warms up
-                times[variant].append(time.perf_counter() - started)
+                times[variant].append(taken)
     plain = statistics.median(times["loose files"])
     print("\n             ms/sample   times as fast   peak memory, MiB")
     for variant, taken in times.items():
-        (memory,) = measured_alone("--peak", variant, str(root))
+        (memory,) = alone("--peak", variant, str(root))
         typical = statistics.median(taken)
         print(f"{variant:11}  {1e3 * typical:9.1f}   {plain / typical:13.2f}   {memory:16.0f}")
 

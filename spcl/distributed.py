@@ -1,6 +1,5 @@
 """Rank, world size and reductions; each is harmless when there is one process."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,22 +17,6 @@ def all_reduce(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
-
-
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        return all_reduce(tensor.clone())
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        # Every rank's loss depends on the sum, so the gradient is the sum of all ranks' gradients.
-        return all_reduce(gradient.contiguous().clone())
-
-
-def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum over ranks, differentiable.  Every rank must call it, forward and backward."""
-    return _AllReduce.apply(tensor) if world_size() > 1 else tensor
 
 
 def gather(value: object) -> list:

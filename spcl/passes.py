@@ -61,7 +61,7 @@ def prediction_pass(
     histogram = np.zeros((segmentor.num_classes, CONFIDENCE_LEVELS), np.int64)
     with PredictionWriter(folder, distributed.rank()) as writer:
         for index in _mine(shards):
-            logits = segmentor(load_image(shards, index, size).to(device), "target").logits
+            logits = segmentor.predict(load_image(shards, index, size).to(device))
             confidence, label = upsample(logits.float(), size).softmax(1).max(1)
             levels = (confidence[0] * (CONFIDENCE_LEVELS - 1)).floor().cpu().numpy()
             label, levels = label[0].cpu().numpy().astype(np.uint8), levels.astype(np.uint16)

@@ -27,7 +27,7 @@ from spcl.data.loader import Steps, StoredLabels, Stream
 from spcl.data.predictions import PredictionSet
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
-from spcl.errors import ConfigError
+from spcl.errors import ConfigError, UserError
 from spcl.evaluate import Predict, evaluate, predict_labels
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
@@ -95,6 +95,12 @@ class Recipe:
         if distributed.rank() == 0:
             about = describe(self.config, self.stages, self.shards, self.run.name)
             self.run.write("manifest.json", about)
+        makers = {
+            "train": self._train,
+            "predictions": self._predictions,
+            "statistics": self._statistics,
+            "evaluation": self._evaluation,
+        }
         for stage in stages:
             if self.store.has(stage):
                 self.around.telemetry.message(f"{stage.title}: done before, reused")
@@ -102,7 +108,8 @@ class Recipe:
             self.around.telemetry.message(f"{stage.title}: started")
             resumed = (self.run.folder / "checkpoints" / stage.progress).exists()
             started = time.perf_counter()
-            getattr(self, "_source_pass" if stage.reader else f"_{stage.kind}")(stage)
+            make = self._source_pass if stage.reader else makers[stage.kind]
+            make(stage)
             if distributed.rank() == 0 and not resumed:  # what earlier launches took is unknown
                 seconds = (time.perf_counter() - started) * distributed.world_size()
                 self.store.write_cost(stage, seconds)
@@ -172,7 +179,7 @@ class Recipe:
         """Target images to logits, by the network that a stage has stored."""
         classes, folder = len(self._class_names), self.store.open(trained)
         segmentor = load_segmentor(self.config, classes, folder).to(self.around.device).eval()
-        return lambda image: segmentor(image, "target").logits
+        return segmentor.predict
 
     @property
     def _class_names(self) -> list[str]:
@@ -310,6 +317,17 @@ def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:
         blur=section.blur,
         flip=section.flip if stage.augment == "both" else 0.0,
     )
+
+
+def choose_device(train: Train, local_rank: int) -> torch.device:
+    """This process's device, made its current one.  UserError where cuda is asked for in vain."""
+    available = torch.cuda.is_available()
+    if train.device == "cuda" and not available:
+        raise UserError("train.device=cuda needs a GPU, but torch sees none; use train.device=cpu")
+    if train.device == "cpu" or not available:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def set_up_torch(train: Train) -> None:

@@ -121,9 +121,7 @@ def read_share(share: Share) -> Result:
         image = decode(shards.image(index))
         label = decode_label(shards.label(index)) if shards.labelled else None
         shape = tuple(image.shape[1:] if label is None else label.shape)
-        predicted = predict_labels(
-            lambda view: segmentor(view, "target").logits, image, shape, job.settings, device
-        )
+        predicted = predict_labels(segmentor.predict, image, shape, job.settings, device)
         if label is not None:
             counts = count_pixels(label[None].to(device), predicted[None], segmentor.num_classes)
             confusions[index] = counts[0].cpu().numpy()

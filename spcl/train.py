@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 
 from spcl import cli, distributed, launch
-from spcl.config import Train
 from spcl.errors import UserError
 from spcl.launch import Request
 from spcl.lease import Lease
-from spcl.recipe import Recipe
+from spcl.recipe import Recipe, choose_device
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine, Telemetry
 from spcl.trainer import Report, Surroundings
@@ -22,17 +21,6 @@ EXAMPLE = """example:
   python -m spcl.train --benchmark streets --method spcl --seeds 0..4
   torchrun --nproc-per-node 2 -m spcl.train --benchmark streets spcl.contrast_weight=0
 """
-
-
-def choose_device(train: Train, local_rank: int) -> torch.device:
-    """This process's device.  UserError where cuda is asked for and there is none."""
-    available = torch.cuda.is_available()
-    if train.device == "cuda" and not available:
-        raise UserError("train.device=cuda needs a GPU, but torch sees none; use train.device=cpu")
-    if train.device == "cpu" or not available:
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
 
 
 def run_on_rank(

@@ -256,7 +256,7 @@ def few_label(
     chosen = labelled.subset(hash_chosen(labelled.sample_ids, m, "few_label"))
     segmentor.to(device).eval()
     _, matrices = evaluate(
-        lambda image: segmentor(image, "target").logits,
+        segmentor.predict,
         chosen,
         Evaluation(size=config.target.size),
         device,
@@ -296,7 +296,7 @@ def ensemble_predictions(
         image = load_image(target, index, size).to(device)
         yield torch.cat(
             [
-                (upsample(segmentor(image, "target").logits, size) / temperature).softmax(1)
+                (upsample(segmentor.predict(image), size) / temperature).softmax(1)
                 for segmentor, temperature in zip(segmentors, temperatures, strict=True)
             ]
         )

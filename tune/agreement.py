@@ -7,8 +7,7 @@ from typing import Any
 
 from spcl import atomic
 from spcl.data.shards import ShardSet
-from spcl.recipe import load_segmentor, set_up_torch
-from spcl.train import choose_device
+from spcl.recipe import choose_device, load_segmentor, set_up_torch
 from spcl.validation import ensemble_predictions
 from spcl.validators.ensemble import ensemble_agreement
 from tune.experiment import Experiment

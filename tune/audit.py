@@ -30,10 +30,9 @@ from spcl.data.shards import ShardSet
 from spcl.errors import DataError, UserError
 from spcl.evaluate import evaluate
 from spcl.protocols import score
-from spcl.recipe import load_segmentor, set_up_torch
+from spcl.recipe import choose_device, load_segmentor, set_up_torch
 from spcl.results.store import read_confusions, write_confusions
 from spcl.settings import digest
-from spcl.train import choose_device
 from tune.experiment import ORACLE, Experiment
 from tune.report import write_outputs
 from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
@@ -81,9 +80,7 @@ class Oracle:
         config, device = self.config, self.device
         segmentor = load_segmentor(config, len(self.split.class_names), folder).to(device)
         segmentor.eval()
-        return evaluate(
-            lambda image: segmentor(image, "target").logits, self.split, config.evaluation, device
-        )
+        return evaluate(segmentor.predict, self.split, config.evaluation, device)
 
 
 def miou(matrices: np.ndarray, protocol: str) -> float:

@@ -10,9 +10,8 @@ from spcl.data.batch import Batch
 from spcl.data.catalog import open_data
 from spcl.dry_run import memory
 from spcl.methods import METHODS
-from spcl.recipe import new_segmentor, set_up_torch
+from spcl.recipe import choose_device, new_segmentor, set_up_torch
 from spcl.stages import plan
-from spcl.train import choose_device
 from spcl.trainer import total
 from tune.jobs import touched
 from tune.request import Search

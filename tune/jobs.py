@@ -30,12 +30,11 @@ from spcl.errors import UserError
 from spcl.evaluate import evaluate
 from spcl.lease import EXPIRES, Lease
 from spcl.models.segmentor import Segmentor
-from spcl.recipe import Recipe, load_segmentor
+from spcl.recipe import Recipe, choose_device, load_segmentor
 from spcl.results.store import RunFolder
 from spcl.settings import build
 from spcl.stages import Stage
 from spcl.telemetry import Telemetry
-from spcl.train import choose_device
 from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
 from tune.experiment import REFERENCE
@@ -214,7 +213,7 @@ def _oracle(
     settings = build(Evaluation, section, "evaluation.")
     whole = ShardSet(data / settings.dataset / settings.split)
     half = whole.subset(halves(whole.sample_ids)[0])
-    matrices = evaluate(lambda x: segmentor(x, "target").logits, half, settings, device)[1]
+    matrices = evaluate(segmentor.predict, half, settings, device)[1]
     return miou(matrices, settings.protocol)
 
 

@@ -1,8 +1,7 @@
 """What a sweep would cost: its cells, the stages they share, device-hours from a timed step."""
 
 from spcl.artefacts import ArtefactStore
-from spcl.recipe import set_up_torch
-from spcl.train import choose_device
+from spcl.recipe import choose_device, set_up_torch
 from tune.estimate import HOUR, step_seconds
 from tune.sweep_grid import Cell, Sweep
 

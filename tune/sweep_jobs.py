@@ -20,10 +20,9 @@ from ray_jobs.train import COLLECTIVE_TIMEOUT
 from spcl import distributed
 from spcl.config import from_dict
 from spcl.errors import UserError
-from spcl.recipe import Recipe, open_run
+from spcl.recipe import Recipe, choose_device, open_run
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
-from spcl.train import choose_device
 from spcl.trainer import Surroundings
 from tune.jobs import waiting_lease
 from tune.sweep_grid import Cell, Sweep

@@ -101,11 +101,6 @@ class Method(nn.Module):
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         raise NotImplementedError
 
-    @torch.no_grad()
-    def predict(self, image: Tensor) -> Tensor:
-        """Logits (B, K, h, w) of target images (B, 3, H, W), with the target's statistics."""
-        return self.segmentor(image, "target").logits
-
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """SGD on the segmentor, the head at `head_multiplier` times the backbone's rate."""
         c, groups = self.config, self.segmentor.parameter_groups()

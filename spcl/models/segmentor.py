@@ -82,6 +82,10 @@ class Segmentor(nn.Module):
             logits = logits.masked_fill(self._absent, ABSENT_LOGIT)
         return Output(features, logits)
 
+    def predict(self, image: Tensor) -> Tensor:
+        """Logits (B, K, h, w) of target images (B, 3, H, W), with the target's statistics."""
+        return self(image, "target").logits
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
             "backbone": list(self.backbone.parameters()),

@@ -40,7 +40,7 @@ def statistics_on_rank(rank, shards):
 
 def evaluation_on_rank(rank, shards):
     network = segmentor().eval()
-    return evaluate(lambda image: network(image, "target").logits, shards, SETTINGS, CPU)
+    return evaluate(network.predict, shards, SETTINGS, CPU)
 
 
 def predictions_on_rank(rank, shards, folder):

@@ -275,7 +275,7 @@ def test_few_labels_are_those_of_hash_chosen_images(trained, mini_data, config):
     found = few_label(trained, labelled, 4, config, CPU)
     chosen = labelled.subset(hash_chosen(labelled.sample_ids, 4, "few_label"))
     settings = Evaluation(size=config.target.size)
-    _, matrices = evaluate(lambda i: trained(i, "target").logits, chosen, settings, CPU)
+    _, matrices = evaluate(trained.predict, chosen, settings, CPU)
     assert found["images"] == 4 and found["value"] == mean_iou(matrices.sum(0))[0]
     assert found["low"] <= found["value"] <= found["high"]
     assert few_label(trained, labelled, 99, config, CPU)["images"] == 6
