@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from spcl import cli, distributed, launch
-from spcl.errors import UserError
+from spcl.errors import ConfigError, UserError
 from spcl.launch import Request
 from spcl.lease import Lease
 from spcl.recipe import Recipe, choose_device
@@ -58,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:  # torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        workers = dist.get_world_size()
-        arguments.settings = [*arguments.settings, f"train.workers={workers}"]
     try:
         return run(arguments, local_rank)
     finally:
@@ -69,19 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
-    first = distributed.rank() == 0
+    first, workers = distributed.rank() == 0, distributed.world_size()
+    for given in arguments.settings:
+        if given.startswith("train.workers=") and given != f"train.workers={workers}":
+            raise ConfigError(
+                f"without Ray train.workers is the number of processes, {workers} here, got "
+                f"{given}; leave it out, and start more with torchrun or ray_jobs/train.py"
+            )
+    arguments.settings = [*arguments.settings, f"train.workers={workers}"]
     if not first:
         distributed.barrier()  # rank 0 makes data and folders before the others look
     asked = launch.requests(arguments)
     if first:
         distributed.barrier()
-    for request in asked:
-        launch.check_batches(request.config, distributed.world_size())
     if arguments.dry_run:
         if first:
             from spcl.dry_run import describe
 
-            print(describe(asked[0], distributed.world_size()))
+            print(describe(asked[0], workers))
         return 0
     finished = []
     for request in asked:

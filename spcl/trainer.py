@@ -62,8 +62,8 @@ def fit(
         method.segmentor.compile()
     optimizers = method.optimizers()
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    wrapped = wrap(method)  # gives every rank the buffers of rank 0, so it comes first
     start = _resume(name, method, optimizers, checkpoints, around)
-    wrapped = wrap(method)
     window = Window(device)
 
     for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
@@ -99,8 +99,9 @@ def fit(
         if done % train.panel_every == 0 and distributed.rank() == 0:
             around.telemetry.panel(name, done, _panel(method, batch, around))
         if save:
+            state = _state(method, optimizers, done)
             if distributed.rank() == 0:
-                checkpoints.save(done, _state(method, optimizers, done))
+                checkpoints.save(done, state)
             around.report({"stage": name, "step": done})
     method.eval()
 
@@ -193,12 +194,17 @@ def _schedule(optimizers: list, rates: list[list[float]], factor: float) -> None
 
 
 def _state(method: Method, optimizers: list, step: int) -> dict[str, Any]:
-    return {
+    """What a checkpoint holds; every rank calls it, as it has each one's buffers if they differ."""
+    state = {
         "schema": checkpoint.SCHEMA,
         "step": step,
         "method": method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
+    if method.config.by_rank:
+        own = {name: buffer.cpu() for name, buffer in method.named_buffers()}
+        state["buffers"] = distributed.gather(own)
+    return state
 
 
 def _resume(
@@ -215,6 +221,8 @@ def _resume(
         return 0
     state = checkpoint.load(path, around.device)
     method.load_state_dict(state["method"])
+    if method.config.by_rank:
+        method.load_state_dict(state["buffers"][distributed.rank()], strict=False)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     around.telemetry.message(f"{name}: resumed at step {state['step']}")

@@ -140,9 +140,12 @@ class _NoBoard:
 def train_on_rank(rank: int, folder: str, name: str, options: dict) -> dict:
     """For `processes.run_ranks`: losses of every step, and the state this rank ends with.
 
-    options are those of `method`; "double" computes in float64.
+    options are those of `method`; "double" computes in float64, "stop" is a step at which
+    training ends and is taken up by a new method.
     """
-    double = options.pop("double", False)
+    double, stop = options.pop("double", False), options.pop("stop", None)
+    if stop:
+        train(method(name, **options | {"steps": stop}), Path(folder))
     made, data = method(name, **options), Stripes(spoil=_doubled if double else None)
     lines = train(made.double() if double else made, Path(folder), data=data)
     return {"losses": [line["losses"] for line in lines], "state": made.state_dict()}

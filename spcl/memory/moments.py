@@ -117,7 +117,7 @@ class ClassMoments(nn.Module):
         return F.normalize(self.mean, dim=1, eps=EPSILON), variance
 
 
-def update(
+def update_moments(
     levels: Sequence[ClassMoments], maps: Sequence[Tensor], labels: Tensor, *, sync: bool = True
 ) -> None:
     """Take a batch into each level: maps (B, D, h, w), one for each, labels (B, h, w).

@@ -34,7 +34,9 @@ class StageConfig:
     weight_decay: float = setting(5e-4, "authors' code", low=0.0)
     poly_power: float = setting(0.9, "authors' code", low=0.0)
     batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
-    scale: tuple[float, float] = setting((1.0, 1.0), "paper: no random scale here", low=0.1)
+    scale: tuple[float, float] = setting(
+        (1.0, 1.0), "paper: no random scale here; times the size that is cropped", low=0.1
+    )
     augment: str = setting(
         "both",
         "paper: jitter and flip on both domains; source is the authors' code: no flip, and the "
@@ -47,6 +49,11 @@ class StageConfig:
         "SDCA's code",
         choices=("trained", "pretrained"),
     )
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether ranks keep a state or a loss of their own, so that their number matters."""
+        return False
 
 
 class SourcePass:

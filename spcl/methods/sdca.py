@@ -16,7 +16,7 @@ from spcl.losses.contrast import downsample_labels
 from spcl.losses.gaussian import gaussian_contrast
 from spcl.losses.lovasz import lovasz_softmax
 from spcl.losses.segmentation import cross_entropy
-from spcl.memory.moments import ClassMoments, MomentsAccumulator, update
+from spcl.memory.moments import ClassMoments, MomentsAccumulator, update_moments
 from spcl.methods.base import Method, SourcePass, StageConfig, Term
 from spcl.models.segmentor import ABSENT_LOGIT, Output, Segmentor
 from spcl.precision import at_least_float32
@@ -53,6 +53,10 @@ class SDCAConfig(StageConfig):
         "prob", "authors' code since 2021-07-07; logits before", choices=("prob", "logits")
     )
     lovasz: str = setting("image", "ours: ranks equal one", choices=("image", "batch"))
+
+    @property
+    def by_rank(self) -> bool:
+        return not self.sync or (self.lovasz == "batch" and self.lovasz_weight > 0)
 
 
 def levels(output: Output) -> dict[str, Tensor]:
@@ -134,7 +138,7 @@ class SDCA(Method):
 
         if self.training:  # before the loss
             maps = [source_maps[name].detach() for name in self.moments]
-            update(list(self.moments.values()), maps, source_labels, sync=c.sync)
+            update_moments(list(self.moments.values()), maps, source_labels, sync=c.sync)
         terms = {"segmentation": Term(*cross_entropy(source.logits, batch.source_label))}
         if c.lovasz_weight:
             lovasz = lovasz_softmax(source.logits, batch.source_label, c.lovasz)

@@ -17,7 +17,11 @@ class SelfTrainingConfig(StageConfig):
     horizon: int = setting(31_250, "authors' code", low=1)
     learning_rate: float = setting(5e-4, "authors' code", low=0.0)
     batch: int | None = setting(8, "authors' code: 8 target images", low=1)
-    scale: tuple[float, float] = setting((0.5, 1.5), "authors' code", low=0.1)
+    scale: tuple[float, float] = setting(
+        (1.0, 3.0),
+        "authors' code: 0.5 to 1.5 times an image of 2048x1024, for crops of 1024x512",
+        low=0.1,
+    )
 
 
 class SelfTraining(Method):

@@ -16,6 +16,10 @@ class SourceOnlyConfig(StageConfig):
         "image", "ours: ranks equal one; batch is SDCA's code", choices=("image", "batch")
     )
 
+    @property
+    def by_rank(self) -> bool:
+        return self.lovasz == "batch" and self.lovasz_weight > 0
+
 
 class SourceOnly(Method):
     Config = SourceOnlyConfig

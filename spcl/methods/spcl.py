@@ -38,6 +38,10 @@ class SPCLConfig(StageConfig):
         1.0, "paper: none; 1.8 in the authors' code: divides logits before cross-entropy", low=1e-3
     )
 
+    @property
+    def by_rank(self) -> bool:
+        return not self.sync
+
 
 def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
     """Labels (B, h, w) on the feature grid; "agree" ignores wrongly predicted pixels."""

@@ -1,6 +1,7 @@
 """ASANet: what both strategies do with a step, and their recipes to the end."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from toys import CLASSES, Stripes, method, train
 from spcl import cli
 from spcl.config import CONFIGS, load
 from spcl.losses.adversarial import bce_to
-from spcl.losses.affinity import NEIGHBOURS, affinity_cleaning, probabilities
+from spcl.losses.affinity import (
+    NEIGHBOURS,
+    affinity_cleaning,
+    affinity_convolution,
+    probabilities,
+)
 from spcl.losses.segmentation import cross_entropy
 from spcl.models.critic import Critic
 from spcl.results.store import RunFolder
@@ -61,6 +67,28 @@ def test_a_stride_leaves_a_coarser_map(stride, size, cells):
     critic = method("asanet").critic
     p = probabilities(torch.randn(1, CLASSES, 8, 16), size, stride)
     assert critic(p).shape == (1, 1, *cells)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"neighbours": 4}, {"border": "valid"}, {"eps": 0.05}, {"affinity_stride": 2}],
+    ids=str,
+)
+def test_the_critic_is_shown_affinities_as_asked(asked):
+    made = method("asanet", **asked)
+    judged = one_step(made)["adversarial"].sum
+    options = {"neighbours": 8, "border": "replicate", "eps": 1e-4} | asked
+    stride = options.pop("affinity_stride", 1)
+    p = probabilities(made.segmentor(Stripes()[0].target_image, "target").logits, SIZE, stride)
+    critic = Critic(
+        options["neighbours"] * CLASSES, width=4, first=partial(affinity_convolution, **options)
+    )
+    critic.load_state_dict(made.critic.state_dict())
+    assert judged.item() == pytest.approx(bce_to(critic(p), 0.0)[0].item(), rel=1e-6)
+    if asked and "neighbours" not in asked:  # and the choice shows
+        usual = method("asanet")
+        usual.critic.load_state_dict(made.critic.state_dict())
+        assert one_step(usual)["adversarial"].sum.item() != judged.item()
 
 
 def test_an_undecided_critic_costs_ln_2_and_the_segmentor_its_weight_of_it():
@@ -147,6 +175,7 @@ def test_only_the_segmentor_learns_where_only_it_steps():
     critic.step()
     assert not any(torch.equal(a, b) for a, b in zip(before, made.critic.parameters(), strict=True))
     assert critic.defaults["lr"] == 1e-4 and critic.defaults["betas"] == (0.9, 0.99)
+    assert method("asanet", critic_learning_rate=0.003).optimizers()[1].defaults["lr"] == 0.003
 
 
 @pytest.mark.parametrize("stride", [1, 2])

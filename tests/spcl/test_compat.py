@@ -161,6 +161,23 @@ def test_a_mean_per_worker_is_of_their_number():
     assert keys("spcl", two[1]) == keys("spcl")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "switches", "stage"),
+    [
+        ("spcl", ["spcl.sync=false"], "spcl"),
+        ("sdca", ["sdca.sync=false"], "sdca"),
+        ("sdca", ["sdca.lovasz=batch"], "sdca"),
+        ("sdca", ["source_only.lovasz=batch"], "source_only"),
+    ],
+)
+def test_what_ranks_have_of_their_own_is_of_their_number(recipe, switches, stage):
+    one, two = (keys(recipe, *switches, f"train.workers={n}") for n in (1, 2))
+    differing = [title for title in one if one[title] != two[title]]
+    assert differing[0] == stage  # and what is made of it
+    off = [f"{stage}.lovasz_weight=0"] if "lovasz" in switches[0] else [f"{stage}.sync=true"]
+    assert keys(recipe, *switches, *off) == keys(recipe, *switches, *off, "train.workers=2")
+
+
 def test_the_loop_reduces_as_asked(tmp_path, monkeypatch):
     """What that means on two ranks: tests/spcl/losses/test_reduction.py."""
     asked = []

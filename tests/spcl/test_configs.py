@@ -118,7 +118,7 @@ def test_the_schedule_is_the_papers(benchmark):
     assert config.spcl.contrast_weight == 1.0
     assert config.spcl.temperature == 100.0
     assert config.pseudo_label.cap == 0.9
-    assert config.self_training.scale == (0.5, 1.5)
+    assert config.self_training.scale == (1.0, 3.0)
 
 
 @pytest.mark.parametrize("benchmark", PAPER)

@@ -287,7 +287,7 @@ def test_torchrun_with_two_processes_gives_nearly_the_run_of_one(finished, mini_
         (["stages=[spcl]"], "stage 'spcl' starts from a trained network"),
         (["stages=[adversarial,spcll]"], "stage 'spcll' is unknown; did you mean 'spcl'"),
         (["spcl.horizon=3"], "spcl.horizon must be at least spcl.steps"),
-        (["train.workers=3"], "must be divisible by the workers, got batch 4 and 3 workers"),
+        (["train.workers=3"], "is the number of processes, 1 here, got train.workers=3"),
         (["train.batch"], "a setting is given as key=value, got 'train.batch'"),
         (["--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["--seeds", "4..1"], "--seeds must look like 0..4 or 0,3,5, got '4..1'"),

@@ -13,12 +13,13 @@ from toys import CLASSES, Stripes, method, segmentor, train
 from spcl import cli, passes
 from spcl.config import load
 from spcl.data.batch import Batch
+from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
 from spcl.evaluate import load_image
 from spcl.losses.contrast import downsample_labels
 from spcl.losses.segmentation import cross_entropy
-from spcl.memory.moments import ClassMoments, update
+from spcl.memory.moments import ClassMoments, update_moments
 from spcl.methods.sdca import SDCA, confident_labels, levels
 from spcl.models.segmentor import Output, build_segmentor
 from spcl.results.store import RunFolder, read_confusions
@@ -59,6 +60,18 @@ def test_a_confidence_of_exactly_delta_counts_and_masks_have_no_gradient():
     logits = torch.zeros(1, 2, 1, 1, requires_grad=True)
     labels = confident_labels(logits, 0.5, "prob")
     assert labels.item() == 0 and not labels.requires_grad
+
+
+@pytest.mark.parametrize(("delta_on", "delta"), [("prob", 0.4), ("logits", 0.4)])
+def test_target_pixels_of_a_step_are_chosen_as_asked(delta_on, delta):
+    made = method("sdca", delta=delta, delta_on=delta_on)
+    count = one_step(made)["target_feature"].count
+    logits = made.segmentor(Stripes()[0].target_image, "target").logits
+    chosen, otherwise = (
+        (confident_labels(logits, delta, kind) != IGNORE_INDEX).sum()
+        for kind in (delta_on, {"prob": "logits", "logits": "prob"}[delta_on])
+    )
+    assert count == chosen != otherwise
 
 
 def test_without_a_confident_target_pixel_only_the_source_is_left():
@@ -106,6 +119,8 @@ def test_weights_are_those_of_the_settings():
     assert [weights[name] for name in TERMS] == [2.0, 2.0, 3.0, 3.0]
     assert (weights["segmentation"], weights["lovasz"]) == (1.0, 0.5)
     assert "lovasz" not in one_step(method("sdca", lovasz_weight=0.0))
+    counts = [one_step(method("sdca", lovasz=over))["lovasz"].count for over in ("image", "batch")]
+    assert counts == [4, 1]
 
 
 def test_variances_are_compared_with_as_they_are_or_in_rows_of_unit_length():
@@ -113,9 +128,11 @@ def test_variances_are_compared_with_as_they_are_or_in_rows_of_unit_length():
     for moments in rows.moments.values():
         moments.variance *= 5  # of no meaning where rows have unit length
     same = method("sdca", cov_normalize="l2_rows")
-    found = [made.eval()(Stripes()[0], 0)["source_output"].sum for made in (plain, rows, same)]
-    assert torch.allclose(found[1], found[2], rtol=1e-5)
-    assert not torch.allclose(found[0], found[1], rtol=1e-2)
+    losses = [made.eval()(Stripes()[0], 0) for made in (plain, rows, same)]
+    for level in ("source_feature", "source_output"):
+        found = [terms[level].sum for terms in losses]
+        assert torch.allclose(found[1], found[2], rtol=1e-5)
+        assert not torch.allclose(found[0], found[1], rtol=1e-3)
 
 
 def test_source_only_has_lovasz_as_an_option():
@@ -149,7 +166,7 @@ def expected_moments(made, batch, level, **options):
     moments.load(before.mean, before.variance, before.count)
     output = made.segmentor(batch.source_image, "source")
     labels = downsample_labels(batch.source_label, output.features.shape[-2:])
-    update([moments], [levels(output)[level].detach()], labels)
+    update_moments([moments], [levels(output)[level].detach()], labels)
     return moments.state_dict()
 
 
@@ -294,7 +311,7 @@ def test_the_pass_is_one_look_at_every_pixel_on_any_number_of_ranks(mini_data):
         with torch.no_grad():
             features = network(load_image(shards, index, SIZE), "source").features
         truth = decode_label(shards.label(index))[None]
-        update([followed], [features], truth[:, ::2, ::2])  # the grid halves
+        update_moments([followed], [features], truth[:, ::2, ::2])  # the grid halves
     assert torch.equal(alone["count"], followed.count)
     assert torch.allclose(alone["feature_mean"], followed.mean, rtol=0, atol=1e-9)
     assert torch.allclose(alone["feature_variance"], followed.variance, rtol=0, atol=1e-9)
@@ -313,7 +330,8 @@ def test_the_stage_starts_from_what_the_pass_gives(mini_data):
     assert unit["feature_mean"].norm(dim=1).max() <= 1 + 1e-6
     share = unit["feature_mean"].square().sum(1) + unit["feature_variance"].sum(1)
     assert torch.allclose(share[seen], torch.ones(()).double(), atol=1e-6)  # E |n|**2
-    assert not torch.allclose(raw["feature_mean"], unit["feature_mean"], atol=1e-3)
+    for level in ("feature", "output"):
+        assert not torch.allclose(raw[f"{level}_mean"], unit[f"{level}_mean"], atol=1e-3)
 
 
 # The recipe.

@@ -108,6 +108,12 @@ CASES = (
         for name in ("asanet_asc", "asanet")
     }
     | {f"local-{name}": (name, {"sync": False, "steps": 3}) for name in ("spcl", "sdca")}
+    | {
+        f"{kind}-stopped-{name}": (name, {"sync": kind == "shared", "steps": 3, "stop": 2})
+        for name in ("spcl", "sdca")
+        for kind in ("local", "shared")
+    }
+    | {f"shared-{name}": (name, {"steps": 3}) for name in ("spcl", "sdca")}
 )
 #: The memory that ranks share.
 MEMORY = {"spcl": "prototypes.mean", "sdca": "moments.feature.mean"}
@@ -148,6 +154,14 @@ def test_in_float64_two_ranks_equal_one_to_nine_digits(name, two_ranks, tmp_path
 def test_rank_local_memories_differ_as_in_the_authors_code(name, two_ranks):
     first, second = (rank[f"local-{name}"]["state"][MEMORY[name]] for rank in two_ranks)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("kind", ["shared", "local"])
+def test_two_ranks_resume_each_with_its_own_memory(kind, name, two_ranks):
+    for rank in two_ranks:
+        straight, stopped = (rank[f"{kind}{how}-{name}"] for how in ("", "-stopped"))
+        assert equal(straight["state"], stopped["state"])
 
 
 def _single_class(batch: Batch) -> Batch:

@@ -5,7 +5,7 @@ from processes import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl import distributed
-from spcl.memory.moments import ClassMoments, MomentsAccumulator, class_sums, update
+from spcl.memory.moments import ClassMoments, MomentsAccumulator, class_sums, update_moments
 
 CLASSES, DIMENSION = 4, 5
 
@@ -53,7 +53,7 @@ def state(moments):
 def followed(*batches, unit=True, momentum=None, sync=True):
     moments = ClassMoments(CLASSES, DIMENSION, unit=unit, momentum=momentum)
     for batch in batches:
-        update([moments], [batch[0]], batch[1], sync=sync)
+        update_moments([moments], [batch[0]], batch[1], sync=sync)
     return state(moments)
 
 
@@ -139,7 +139,7 @@ def test_what_is_loaded_from_a_pass_goes_on_as_if_it_had_been_followed():
     features, labels = images()
     moments = ClassMoments(CLASSES, DIMENSION)
     moments.load(*accumulated((features[:4], labels[:4])))
-    update([moments], [features[4:]], labels[4:])
+    update_moments([moments], [features[4:]], labels[4:])
     assert_same(state(moments), plain(features, labels, True), 1e-6)
 
 
@@ -149,7 +149,7 @@ def test_several_levels_follow_what_each_would_alone(monkeypatch):
     levels = [ClassMoments(CLASSES, DIMENSION), ClassMoments(CLASSES, 2, unit=False)]
     reduced = []
     monkeypatch.setattr(distributed, "all_reduce", lambda tensor: reduced.append(tensor.shape))
-    update(levels, [features, other], labels)
+    update_moments(levels, [features, other], labels)
     assert reduced == [(CLASSES, 1 + 2 * DIMENSION + 1 + 2 * 2)]  # one collective
     alone = ClassMoments(CLASSES, 2, unit=False)
     alone.merge(alone.sums(other, labels))
@@ -202,7 +202,7 @@ def test_what_is_built_is_small_next_to_the_features():
 
 def test_state_survives_saving_and_stays_wide():
     moments, other = ClassMoments(CLASSES, DIMENSION), ClassMoments(CLASSES, DIMENSION)
-    update([moments], [images()[0]], images()[1])
+    update_moments([moments], [images()[0]], images()[1])
     other.load_state_dict(moments.state_dict())
     assert_same(state(other), state(moments), 0)
     assert [x.dtype for x in state(other)] == [torch.float64, torch.float64, torch.int64]

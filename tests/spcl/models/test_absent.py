@@ -44,16 +44,17 @@ def labels(seed=2):
 
 def methods(name):
     """The method on both networks, in double precision, and in the same state."""
-    options = {"critic_width": 4} if name == "adversarial" else {}
+    options = {"critic_width": 4} if name in ("adversarial", "asanet") else {}
     if name == "spcl":
         options = {"temperature": 0.1}
     wide, narrow = (
         METHODS[name](segmentor, METHODS[name].Config(**options)).double().train()
         for segmentor in (network(), reference())
     )
-    if name == "adversarial":
+    if name in ("adversarial", "asanet"):
         state = wide.critic.state_dict()
-        state["layers.0.weight"] = state["layers.0.weight"][:, KEPT]
+        first = state["layers.0.weight"].unflatten(1, (-1, 19))  # asanet: of each neighbour
+        state["layers.0.weight"] = first[:, :, KEPT].flatten(1, 2)
         narrow.critic.load_state_dict(state)
     if name == "spcl":
         mean = torch.randn(19, wide.segmentor.feature_dimension, dtype=torch.float64)
@@ -75,7 +76,9 @@ def losses(method, to_label):
     return {name: (float(term.sum.detach()), int(term.count)) for name, term in terms.items()}
 
 
-@pytest.mark.parametrize("name", ["source_only", "adversarial", "spcl", "self_training"])
+@pytest.mark.parametrize(
+    "name", ["source_only", "adversarial", "spcl", "asanet_asc", "asanet", "self_training"]
+)
 def test_losses_and_gradients_are_those_of_sixteen_outputs(name):
     wide, narrow = methods(name)
     found = losses(wide, lambda label: label)
@@ -88,7 +91,7 @@ def test_losses_and_gradients_are_those_of_sixteen_outputs(name):
             assert (gradient[list(ABSENT)] == 0).all()
             gradient = gradient[KEPT]
         if name == "critic.layers.0.weight":
-            gradient = gradient[:, KEPT]
+            gradient = gradient.unflatten(1, (-1, 19))[:, :, KEPT].flatten(1, 2)
         assert torch.allclose(gradient, parameter.grad, rtol=1e-9, atol=1e-15), name
         assert parameter.grad.abs().sum() > 0
 
