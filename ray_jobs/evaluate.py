@@ -170,11 +170,7 @@ def _workers(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return cli.guarded(run, argv)
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return cli.guarded(run, argv, OSError)  # a full disk, a folder without permission
 
 
 if __name__ == "__main__":

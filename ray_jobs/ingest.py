@@ -166,14 +166,10 @@ def run(argv: Sequence[str] | None) -> int:
         cluster.connect(arguments.address)
         return cluster.ray_map(function, tasks, arguments.workers)
 
-    try:
-        if arguments.root:
-            convert_splits(arguments, dataset, map_tasks)
-        if size:
-            make_views(arguments, dataset, size, map_tasks)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    if arguments.root:
+        convert_splits(arguments, dataset, map_tasks)
+    if size:
+        make_views(arguments, dataset, size, map_tasks)
     return 0
 
 
@@ -230,11 +226,7 @@ def make_views(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return guarded(run, argv)
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(run, argv, OSError)  # a full disk, a folder without permission
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 <storage>/artefacts/<title>-<key>/manifest.json   what made it, and each file's sha256
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -92,7 +91,7 @@ class ArtefactStore:
             "settings": stage.settings,
             "data": stage.data,
             "inputs": {role: s.key for role, s in stage.inputs.items()},
-            "files": {str(p.relative_to(temporary)): sha256(p) for p in files},
+            "files": {str(p.relative_to(temporary)): atomic.sha256(p) for p in files},
         }
         atomic.write_json(temporary / MANIFEST, manifest)
         atomic.publish(temporary, self.path(stage))
@@ -109,7 +108,7 @@ def verify(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, expected in manifest["files"].items():
         path = folder / name
-        if not path.is_file() or sha256(path) != expected:
+        if not path.is_file() or atomic.sha256(path) != expected:
             raise DataError(
                 f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; "
                 f"remove the folder {folder} and run the same command again"
@@ -119,8 +118,3 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def _process() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

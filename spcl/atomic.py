@@ -1,5 +1,6 @@
-"""Write files and folders so that a reader sees all of them or nothing."""
+"""Write files and folders so that a reader sees all of them or nothing, and can tell."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,12 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

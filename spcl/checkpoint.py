@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from spcl import atomic
-from spcl.artefacts import sha256
 
 SCHEMA = 1
 KEPT = 2  # the newest, and one before it should the disk have lost the newest
@@ -28,7 +27,7 @@ class Checkpoints:
         """Store the state reached after `step` steps (rank 0 only)."""
         with atomic.folder(self.folder / f"step-{step:08d}") as temporary:
             torch.save(state, temporary / "state.pt")
-            digest = sha256(temporary / "state.pt")
+            digest = atomic.sha256(temporary / "state.pt")
             atomic.write_json(
                 temporary / "manifest.json", {"schema": SCHEMA, "step": step, "sha256": digest}
             )
@@ -41,7 +40,7 @@ class Checkpoints:
             try:
                 manifest = json.loads((folder / "manifest.json").read_text())
                 usable = manifest["schema"] == SCHEMA and manifest["step"] <= limit
-                if usable and sha256(folder / "state.pt") == manifest["sha256"]:
+                if usable and atomic.sha256(folder / "state.pt") == manifest["sha256"]:
                     return folder / "state.pt"
             except (OSError, ValueError, KeyError):
                 continue

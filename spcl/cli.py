@@ -14,11 +14,15 @@ from spcl.errors import ConfigError, UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def guarded(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> int:
-    """Exit code of `main`; a UserError is one line on stderr and 2, Ctrl-C is 130."""
+def guarded(
+    main: Callable[[Sequence[str] | None], int],
+    argv: Sequence[str] | None = None,
+    *expected: type[Exception],
+) -> int:
+    """Exit code of `main`; Ctrl-C is 130, a UserError, or what else is expected, one line and 2."""
     try:
         return main(argv)
-    except UserError as error:
+    except (UserError, *expected) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

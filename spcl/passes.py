@@ -18,7 +18,7 @@ from spcl.losses.segmentation import upsample
 from spcl.methods.base import SourcePass
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
-from spcl.pseudo_label import CONFIDENCE_LEVELS, confidence_histogram
+from spcl.pseudo_label import CONFIDENCE_LEVELS, confidence_histogram, quantize
 
 STATISTICS_BATCH = 8  # images that are normalised together, over all ranks
 
@@ -63,8 +63,8 @@ def prediction_pass(
         for index in _mine(shards):
             logits = segmentor.predict(load_image(shards, index, size).to(device))
             confidence, label = upsample(logits.float(), size).softmax(1).max(1)
-            levels = (confidence[0] * (CONFIDENCE_LEVELS - 1)).floor().cpu().numpy()
-            label, levels = label[0].cpu().numpy().astype(np.uint8), levels.astype(np.uint16)
+            levels = quantize(confidence[0].cpu().numpy())
+            label = label[0].cpu().numpy().astype(np.uint8)
             histogram += confidence_histogram(label, levels, segmentor.num_classes)
             writer.add(shards.sample_ids[index], label, levels)
     total = distributed.all_reduce(torch.from_numpy(histogram).to(device)).cpu().numpy()

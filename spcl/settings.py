@@ -20,6 +20,8 @@ import yaml
 
 from spcl.errors import ConfigError
 
+ALIKE = 0.4  # of difflib's ratio: what is taken for a typing error
+
 
 def setting(
     default: Any,
@@ -74,8 +76,7 @@ def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     known = sorted(known)
-    close = difflib.get_close_matches(key, known, 1, 0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = _did_you_mean(key, known)
     return ConfigError(f"setting {key!r} is unknown; {hint}known here: {', '.join(known)}")
 
 
@@ -84,9 +85,14 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
     known = list(known)
     if name in known:
         return name
-    close = difflib.get_close_matches(str(name), known, 1, 0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"{what} {name!r} is unknown; {hint}known: {', '.join(known)}")
+    raise ConfigError(
+        f"{what} {name!r} is unknown; {_did_you_mean(str(name), known)}known: {', '.join(known)}"
+    )
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, ALIKE)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def _convert(value: Any, kind: Any, key: str, field: dataclasses.Field) -> Any:

@@ -70,8 +70,8 @@ class LiveLine:
 
     PLAIN_EVERY = 10.0  # seconds
 
-    def __init__(self, stream: TextIO | None = None, prefix: str = ""):
-        self.stream, self.prefix = stream or sys.stdout, prefix
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stdout
         self.terminal = self.stream.isatty()
         self._last = 0.0
         self._open = False
@@ -79,9 +79,9 @@ class LiveLine:
     def show(self, record: dict[str, Any]) -> None:
         if "message" in record:
             self.end()
-            print(self.prefix + record["message"], file=self.stream, flush=True)
+            print(record["message"], file=self.stream, flush=True)
             return
-        text = self.prefix + format_record(record)
+        text = format_record(record)
         if self.terminal:
             # A line that wraps could not be rewritten.
             width = shutil.get_terminal_size().columns - 1

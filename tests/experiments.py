@@ -9,7 +9,7 @@ import yaml
 from conftest import MINI
 
 from spcl import atomic
-from spcl.artefacts import MANIFEST, sha256
+from spcl.artefacts import MANIFEST
 from spcl.config import load
 from spcl.models.segmentor import build_segmentor
 
@@ -120,5 +120,5 @@ def make_artefacts(storage: Path, names: list[str]) -> None:
         state = {f"segmentor.{key}": value for key, value in network.state_dict().items()}
         with atomic.folder(storage / "artefacts" / name) as folder:
             torch.save({"schema": 1, "method": state}, folder / "checkpoint.pt")
-            files = {"checkpoint.pt": sha256(folder / "checkpoint.pt")}
+            files = {"checkpoint.pt": atomic.sha256(folder / "checkpoint.pt")}
             atomic.write_json(folder / MANIFEST, {"schema": 1, "key": name, "files": files})

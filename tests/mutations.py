@@ -23,8 +23,9 @@ import numpy as np
 import trees
 from PIL import Image
 
-from spcl.data.convert import REPORT, convert
+from spcl.data.convert import convert
 from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, SYNTHIA_IDS
+from spcl.data.output import REPORT
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 

@@ -5,7 +5,6 @@ pass finds all problems.  Not here: checks on names (`listing`) and on the whole
 """
 
 import hashlib
-import io
 import json
 import zlib
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageStat
 
-from spcl.data import labels
+from spcl.data import labels, shards
 from spcl.data.datasets import Dataset, LabelFiles, Split
 from spcl.data.encodings import COLOR, ENCODINGS, from_colors
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
@@ -151,7 +150,9 @@ def _reordered(picture: Picture, pixels: np.ndarray, palette: np.ndarray) -> str
     return None
 
 
-def _map_ids(job: Job, path: str, raw: np.ndarray) -> tuple[np.ndarray | None, list[int], Problem]:
+def _map_ids(
+    job: Job, path: str, raw: np.ndarray
+) -> tuple[np.ndarray | None, list[int], Problem | None]:
     """(H, W) uint8 trainIds, the raw ids there are, or what forbids to map them."""
     kind = job.labels
     present = np.flatnonzero(np.bincount(raw.ravel())).tolist()
@@ -223,20 +224,10 @@ def _image_columns(
 
 
 def _label_columns(file: Picture, train_ids: np.ndarray, num_classes: int) -> dict[str, Any]:
-    counts = np.bincount(train_ids.ravel(), minlength=256)
-    buffer = io.BytesIO()
-    Image.fromarray(train_ids).save(buffer, "PNG")
-    encoded = buffer.getvalue()
     return {
-        "label": encoded,
-        "label_height": train_ids.shape[0],
-        "label_width": train_ids.shape[1],
-        "class_pixels": counts[:num_classes].tolist(),
-        "ignore_pixels": int(counts[IGNORE_INDEX]),
         "source_label_path": file.path,
         "source_label_sha256": hashlib.sha256(file.data).digest(),
-        "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
-        "label_crc32": zlib.crc32(encoded),
+        **shards.label_columns(train_ids, num_classes),
     }
 
 

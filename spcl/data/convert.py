@@ -9,14 +9,12 @@ Not here: what is checked (`listing`, `checks`, `judgement`) and the file format
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +29,16 @@ from spcl.data.encodings import ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
+from spcl.data.output import (
+    REPORT,
+    REPORT_SCHEMA,
+    check_replaceable,
+    clock,
+    is_done,
+    only_writer,
+    replacing,
+    summary,
+)
 from spcl.errors import DataError
 from spcl.settings import choose, digest
 
@@ -41,8 +49,6 @@ MIN_SHARDS = 8  # work for 8 processes, also where a split is small
 SHOWN = 3  # problems named in an error line; the report names all
 DISK_MARGIN = 1.05  # labels are re-encoded and the index is added
 
-REPORT = "conversion_report.json"
-REPORT_SCHEMA = 1
 PART = ".{}.part"  # the folder beside the result where shards are made
 STATE = "{}.json"  # beside a finished shard there
 
@@ -137,7 +143,7 @@ def _finished(task: Task) -> Done | None:
     """What an earlier, killed conversion of the same files has written for this task, if whole."""
     try:
         state = json.loads(task.state.read_bytes())
-        if state["key"] != task.key or shards.file_sha256(task.path) != state["entry"]["sha256"]:
+        if state["key"] != task.key or atomic.sha256(task.path) != state["entry"]["sha256"]:
             return None
     except (OSError, ValueError, KeyError):
         return None
@@ -248,7 +254,8 @@ def convert(
             report |= {"shards_from_before": resumed, "differs_from_release": differing}
             report |= clock(started)
             atomic.write_json(part / REPORT, report)
-            _replace(out, part)
+            with replacing(out, part):
+                pass
             failed.unlink(missing_ok=True)
         except _Unusable as stop:
             report |= {"status": "failed", **_findings(problems, source), **clock(started)}
@@ -283,7 +290,7 @@ def _metadata(
     where = source.splits[split]
     chosen = None
     if only:
-        chosen = {"name": only.name, "sha256": shards.file_sha256(only)}
+        chosen = {"name": only.name, "sha256": atomic.sha256(only)}
     return {
         "schema_version": shards.SCHEMA_VERSION,
         "name": f"{name}/{split}",
@@ -419,109 +426,6 @@ def _check_space(samples: list[Sample], out: Path, part: Path) -> None:
         )
 
 
-def is_done(out: Path, inputs: dict[str, Any]) -> bool:
-    """Whether `out` already holds this conversion; DataError if it holds something else."""
-    if not out.is_dir() or not any(out.iterdir()):
-        return False
-    if not (out / shards.MANIFEST).exists():
-        raise DataError(f"{out} holds files but no shards; empty it or write elsewhere with --out")
-    shards.ShardSet(out)
-    found = shards.read_manifest(out)["inputs"]
-    other = [key for key in inputs if found.get(key) != inputs[key]]
-    if other:
-        differing = ", ".join(
-            f"{key} {found.get(key)} there, {inputs[key]} here"
-            for key in other
-            if key != "names_and_sizes"  # two hashes tell nobody anything
-        )
-        differing = differing or "the same number of files, of other names or sizes"
-        raise DataError(
-            f"{out} holds shards made from other inputs ({differing}); write elsewhere with --out "
-            f"or replace them with --overwrite"
-        )
-    return True
-
-
-def check_replaceable(out: Path) -> None:
-    if out.exists() and not (out / shards.MANIFEST).exists() and any(out.iterdir()):
-        raise DataError(f"{out} holds files that are not shards; --overwrite will not remove them")
-
-
-def _replace(out: Path, part: Path) -> None:
-    """Put the finished folder in the place of `out`, old contents included."""
-    with replacing(out, part):
-        pass
-
-
-@contextlib.contextmanager
-def replacing(out: Path, part: Path | None = None) -> Iterator[Path]:
-    """A folder that takes the place of `out`, old contents included, if the block ends well.
-
-    part  the folder, if it is there already
-    """
-    old = out.with_name(f".{out.name}.old.tmp")
-    try:
-        with contextlib.nullcontext(part) if part else atomic.folder(out) as folder:
-            yield folder
-            if out.exists():
-                os.rename(out, old)
-            if part:
-                atomic.publish(part, out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Hold the folder around `out`, and clear what a killed conversion left there.
-
-    Two processes that want the same split on first use: the second waits and finds it done.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out.parent, os.O_RDONLY)
-    try:
-        if _lock(handle, out.parent):
-            for left in out.parent.glob(f".{out.name}.*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
-        yield
-    finally:
-        os.close(handle)  # also unlocks
-
-
-def _lock(handle: int, folder: Path) -> bool:
-    """Wait for the lock; False on a file system that knows none."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"waiting for another conversion in {folder}", file=sys.stderr, flush=True)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
-
-
-def clock(started: datetime.datetime) -> dict[str, Any]:
-    finished = datetime.datetime.now(datetime.UTC)
-    return {
-        "finished": finished.isoformat(timespec="seconds"),
-        "seconds": round((finished - started).total_seconds(), 1),
-    }
-
-
-def summary(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "converted": manifest["rows"],
-        "shards": len(manifest["shards"]),
-        "bytes": manifest["bytes"],
-        "fingerprint": manifest["fingerprint"],
-        "class_images": manifest["class_images"],
-        "image_sizes": manifest["image_sizes"],
-    }
-
-
 def _findings(problems: list[Problem], source: Dataset) -> dict[str, Any]:
     """Counts and files of each check that fired, for the report."""
     checks: dict[str, dict[str, Any]] = {}
@@ -560,7 +464,7 @@ def verify(folder: Path) -> dict[str, Any]:
             damaged.append(f"{entry['name']} is missing")
         elif path.stat().st_size != entry["bytes"]:
             damaged.append(f"{entry['name']} has {path.stat().st_size} of {entry['bytes']} bytes")
-        elif shards.file_sha256(path) != entry["sha256"]:
+        elif atomic.sha256(path) != entry["sha256"]:
             damaged.append(f"{entry['name']} has another sha256 than when it was written")
             with contextlib.suppress(DataError, ValueError):  # where the rest is whole
                 samples = shards.ShardSet(folder).altered(entry["name"])

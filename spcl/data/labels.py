@@ -19,50 +19,51 @@ class Label(NamedTuple):
     id: int
     name: str
     train_id: int
-    category: str
     color: tuple[int, int, int]
 
 
 # fmt: off
 LABELS: tuple[Label, ...] = (
-    Label(0, "unlabeled", 255, "void", (0, 0, 0)),
-    Label(1, "ego vehicle", 255, "void", (0, 0, 0)),
-    Label(2, "rectification border", 255, "void", (0, 0, 0)),
-    Label(3, "out of roi", 255, "void", (0, 0, 0)),
-    Label(4, "static", 255, "void", (0, 0, 0)),
-    Label(5, "dynamic", 255, "void", (111, 74, 0)),
-    Label(6, "ground", 255, "void", (81, 0, 81)),
-    Label(7, "road", 0, "flat", (128, 64, 128)),
-    Label(8, "sidewalk", 1, "flat", (244, 35, 232)),
-    Label(9, "parking", 255, "flat", (250, 170, 160)),
-    Label(10, "rail track", 255, "flat", (230, 150, 140)),
-    Label(11, "building", 2, "construction", (70, 70, 70)),
-    Label(12, "wall", 3, "construction", (102, 102, 156)),
-    Label(13, "fence", 4, "construction", (190, 153, 153)),
-    Label(14, "guard rail", 255, "construction", (180, 165, 180)),
-    Label(15, "bridge", 255, "construction", (150, 100, 100)),
-    Label(16, "tunnel", 255, "construction", (150, 120, 90)),
-    Label(17, "pole", 5, "object", (153, 153, 153)),
-    Label(18, "polegroup", 255, "object", (153, 153, 153)),
-    Label(19, "traffic light", 6, "object", (250, 170, 30)),
-    Label(20, "traffic sign", 7, "object", (220, 220, 0)),
-    Label(21, "vegetation", 8, "nature", (107, 142, 35)),
-    Label(22, "terrain", 9, "nature", (152, 251, 152)),
-    Label(23, "sky", 10, "sky", (70, 130, 180)),
-    Label(24, "person", 11, "human", (220, 20, 60)),
-    Label(25, "rider", 12, "human", (255, 0, 0)),
-    Label(26, "car", 13, "vehicle", (0, 0, 142)),
-    Label(27, "truck", 14, "vehicle", (0, 0, 70)),
-    Label(28, "bus", 15, "vehicle", (0, 60, 100)),
-    Label(29, "caravan", 255, "vehicle", (0, 0, 90)),
-    Label(30, "trailer", 255, "vehicle", (0, 0, 110)),
-    Label(31, "train", 16, "vehicle", (0, 80, 100)),
-    Label(32, "motorcycle", 17, "vehicle", (0, 0, 230)),
-    Label(33, "bicycle", 18, "vehicle", (119, 11, 32)),
+    Label(0, "unlabeled", 255, (0, 0, 0)),
+    Label(1, "ego vehicle", 255, (0, 0, 0)),
+    Label(2, "rectification border", 255, (0, 0, 0)),
+    Label(3, "out of roi", 255, (0, 0, 0)),
+    Label(4, "static", 255, (0, 0, 0)),
+    Label(5, "dynamic", 255, (111, 74, 0)),
+    Label(6, "ground", 255, (81, 0, 81)),
+    Label(7, "road", 0, (128, 64, 128)),
+    Label(8, "sidewalk", 1, (244, 35, 232)),
+    Label(9, "parking", 255, (250, 170, 160)),
+    Label(10, "rail track", 255, (230, 150, 140)),
+    Label(11, "building", 2, (70, 70, 70)),
+    Label(12, "wall", 3, (102, 102, 156)),
+    Label(13, "fence", 4, (190, 153, 153)),
+    Label(14, "guard rail", 255, (180, 165, 180)),
+    Label(15, "bridge", 255, (150, 100, 100)),
+    Label(16, "tunnel", 255, (150, 120, 90)),
+    Label(17, "pole", 5, (153, 153, 153)),
+    Label(18, "polegroup", 255, (153, 153, 153)),
+    Label(19, "traffic light", 6, (250, 170, 30)),
+    Label(20, "traffic sign", 7, (220, 220, 0)),
+    Label(21, "vegetation", 8, (107, 142, 35)),
+    Label(22, "terrain", 9, (152, 251, 152)),
+    Label(23, "sky", 10, (70, 130, 180)),
+    Label(24, "person", 11, (220, 20, 60)),
+    Label(25, "rider", 12, (255, 0, 0)),
+    Label(26, "car", 13, (0, 0, 142)),
+    Label(27, "truck", 14, (0, 0, 70)),
+    Label(28, "bus", 15, (0, 60, 100)),
+    Label(29, "caravan", 255, (0, 0, 90)),
+    Label(30, "trailer", 255, (0, 0, 110)),
+    Label(31, "train", 16, (0, 80, 100)),
+    Label(32, "motorcycle", 17, (0, 0, 230)),
+    Label(33, "bicycle", 18, (119, 11, 32)),
 )
 # fmt: on
 
-_TRAIN = sorted((label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda x: x[2])
+_TRAIN = sorted(
+    (label for label in LABELS if label.train_id != IGNORE_INDEX), key=lambda one: one.train_id
+)
 CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _TRAIN)
 TRAIN_ID_COLORS = np.array([label.color for label in _TRAIN], np.uint8)  # (19, 3)
 NUM_CLASSES = len(CLASS_NAMES)
@@ -79,31 +80,13 @@ TRAIN_IDS: dict[int, int] = {k: k for k in (*range(NUM_CLASSES), IGNORE_INDEX)}
 
 # SYNTHIA-RAND-CITYSCAPES.  Terrain 16, truck 18 and train 20 are in its table and in no image; a
 # lane marking (22) is not road.
+# fmt: off
 _SYNTHIA = (
-    "void",
-    "sky",
-    "building",
-    "road",
-    "sidewalk",
-    "fence",
-    "vegetation",
-    "pole",
-    "car",
-    "traffic sign",
-    "person",
-    "bicycle",
-    "motorcycle",
-    "parking slot",
-    "road-work",
-    "traffic light",
-    "terrain",
-    "rider",
-    "truck",
-    "bus",
-    "train",
-    "wall",
-    "lane marking",
+    "void", "sky", "building", "road", "sidewalk", "fence", "vegetation", "pole", "car",
+    "traffic sign", "person", "bicycle", "motorcycle", "parking slot", "road-work",
+    "traffic light", "terrain", "rider", "truck", "bus", "train", "wall", "lane marking",
 )
+# fmt: on
 SYNTHIA_IDS: dict[int, int] = {
     raw: CLASS_NAMES.index(name) if name in CLASS_NAMES else IGNORE_INDEX
     for raw, name in enumerate(_SYNTHIA)

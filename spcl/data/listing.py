@@ -189,9 +189,9 @@ def _find_root(dataset: Dataset, root: Path, split: Split) -> Path:
     )
 
 
-def _nothing(what: str, dataset: Dataset, folder: Path, files: list) -> DataError:
+def _nothing(what: str, dataset: Dataset, folder: Path, count: int) -> DataError:
     return DataError(
-        f"no {what} of {dataset.name} in {folder} ({len(files)} other files); {dataset.name} must "
+        f"no {what} of {dataset.name} in {folder} ({count} other files); {dataset.name} must "
         f"be there as {dataset.layout}"
     )
 
@@ -219,7 +219,7 @@ def _list_labels(
         raise DataError(
             f"{root} has no folder {split.labels}; {dataset.name} must be there as {dataset.layout}"
         )
-    raise _nothing("labels", dataset, root / split.labels, [None] * seen)
+    raise _nothing("labels", dataset, root / split.labels, seen)
 
 
 def _find_previous(
@@ -240,12 +240,11 @@ def _find_previous(
     names = ", ".join(Path(key).name for key, _ in lonely[:SHOWN_NAMES])
     more = f", ... ({len(lonely)} in all)" if len(lonely) > SHOWN_NAMES else ""
     message = f"{names}{more} not found under {split.previous.split('/')[0]}/"
-    severity = ERROR if stop or not kept else SKIP
-    paths = tuple(sample.image for _, sample in lonely)
     if not kept:
         hint = dataset.hints.get("missing_previous", "put the neighbour frames there")
         raise DataError(f"{message}; {hint}")
-    return kept, [Problem("missing_previous", severity, paths, message)]
+    paths = tuple(sample.image for _, sample in lonely)
+    return kept, [Problem("missing_previous", ERROR if stop else SKIP, paths, message)]
 
 
 def _restrict(images: dict[str, _Found], names: Path) -> dict[str, _Found]:
@@ -294,7 +293,7 @@ def list_samples(
     image_files = _list_files(root, split.images)
     images = _match(image_files, known[0], problems)
     if not images:
-        raise _nothing("images", dataset, root / split.images, image_files)
+        raise _nothing("images", dataset, root / split.images, len(image_files))
     problems += _ignored(image_files, known, split.images)
     if only:
         images = _restrict(images, only)

@@ -11,6 +11,7 @@ Not here: where raw files lie (`spcl.data.datasets`) and what is checked in them
 
 import copy
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterable
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from spcl import atomic
+from spcl.data.labels import IGNORE_INDEX
 from spcl.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -73,9 +76,8 @@ def schema(num_classes: int) -> pa.Schema:
             _column("source_label_path", pa.string()),
             _column("source_image_sha256", pa.binary(32), required=True),
             _column("source_label_sha256", pa.binary(32)),
-            _column(
-                "label_sha256", pa.binary(32)
-            ),  # of the mapped pixels, whatever the PNG settings
+            # Of the mapped pixels, whatever the PNG settings.
+            _column("label_sha256", pa.binary(32)),
             _column("image_crc32", pa.uint32(), required=True),
             _column("label_crc32", pa.uint32()),
             _column("extra_json", pa.string()),
@@ -89,9 +91,21 @@ def _index_schema(num_classes: int) -> pa.Schema:
     return pa.schema(kept + place)
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def label_columns(train_ids: np.ndarray, num_classes: int) -> dict[str, Any]:
+    """The columns that hold a label, (H, W) uint8, and what is counted of it."""
+    counts = np.bincount(train_ids.ravel(), minlength=256)
+    buffer = io.BytesIO()
+    Image.fromarray(train_ids).save(buffer, "PNG")
+    encoded = buffer.getvalue()
+    return {
+        "label": encoded,
+        "label_height": train_ids.shape[0],
+        "label_width": train_ids.shape[1],
+        "class_pixels": counts[:num_classes].tolist(),
+        "ignore_pixels": int(counts[IGNORE_INDEX]),
+        "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
+        "label_crc32": zlib.crc32(encoded),
+    }
 
 
 def write_shard(
@@ -130,7 +144,7 @@ def write_shard(
         "name": path.name,
         "rows": len(index),
         "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": atomic.sha256(path),
     }
     return entry, index
 
@@ -190,7 +204,7 @@ def write_manifest(
         "index": {
             "name": INDEX,
             "bytes": (folder / INDEX).stat().st_size,
-            "sha256": file_sha256(folder / INDEX),
+            "sha256": atomic.sha256(folder / INDEX),
         },
         "rows": len(rows),
         "bytes": sum(entry["bytes"] for entry, _ in shards),

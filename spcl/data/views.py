@@ -26,7 +26,7 @@ from PIL import Image
 
 from spcl import atomic
 from spcl.data import shards
-from spcl.data.convert import (
+from spcl.data.output import (
     REPORT,
     REPORT_SCHEMA,
     check_replaceable,
@@ -36,7 +36,6 @@ from spcl.data.convert import (
     replacing,
     summary,
 )
-from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -140,7 +139,7 @@ def make_view(
     data = ShardSet(parent)
     _check_parent(data, out)
     width, height = parse_view("{}x{}".format(*size))
-    parent_sha256 = shards.file_sha256(parent / shards.MANIFEST)
+    parent_sha256 = atomic.sha256(parent / shards.MANIFEST)
     made_as = {"size": f"{width}x{height}", "codec": codec, "parent": data.name}
     metadata = {
         **data.metadata,
@@ -253,19 +252,7 @@ def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) ->
         return row
     with Image.open(io.BytesIO(data.label(index))) as picture:
         label = picture.resize(task.size, Image.Resampling.NEAREST)
-    encoded = Codec("png").encode(label)
-    train_ids = np.asarray(label)
-    counts = np.bincount(train_ids.ravel(), minlength=256)
-    return {
-        **row,
-        "label": encoded,
-        "label_height": height,
-        "label_width": width,
-        "class_pixels": counts[: len(data.class_names)].tolist(),
-        "ignore_pixels": int(counts[IGNORE_INDEX]),
-        "label_sha256": hashlib.sha256(train_ids.tobytes()).digest(),
-        "label_crc32": zlib.crc32(encoded),
-    }
+    return row | shards.label_columns(np.asarray(label), len(data.class_names))
 
 
 def _resized(image: bytes, task: ViewTask) -> bytes:

@@ -3,46 +3,48 @@
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from spcl.cli import guarded
 from spcl.data.labels import colorize
 from spcl.data.streets.domains import DOMAINS
 from spcl.data.streets.render import render
 from spcl.data.streets.trees import write_trees
-from spcl.errors import DataError, UserError
+from spcl.errors import DataError
 
 PREVIEW_SCENES = 8
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 on a user's mistake."""
-    args = _parser().parse_args(arguments)
-    try:
-        width, height = _size(args.size)
-        if not (args.out or args.preview):
-            raise DataError("nothing to do: give --out DIR, --preview FILE.png, or both")
-        if args.out:
-            write_trees(
-                args.out,
-                world=args.world,
-                source_images=args.source_images,
-                target_images=args.target_images,
-                val_images=args.val_images,
-                height=height,
-                width=width,
-                progress=_show,
-            )
-            print(f"streets, world {args.world}: {args.out}")
-        if args.preview:
-            args.preview.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(contact_sheet(args.world, height, width)).save(args.preview)
-            print(f"preview: {args.preview}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(run, argv)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    width, height = _size(arguments.size)
+    if not (arguments.out or arguments.preview):
+        raise DataError("nothing to do: give --out DIR, --preview FILE.png, or both")
+    if arguments.out:
+        write_trees(
+            arguments.out,
+            world=arguments.world,
+            source_images=arguments.source_images,
+            target_images=arguments.target_images,
+            val_images=arguments.val_images,
+            height=height,
+            width=width,
+            progress=_show,
+        )
+        print(f"streets, world {arguments.world}: {arguments.out}")
+    if arguments.preview:
+        arguments.preview.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(contact_sheet(arguments.world, height, width)).save(arguments.preview)
+        print(f"preview: {arguments.preview}")
     return 0
 
 

@@ -21,10 +21,11 @@ import trees
 from PIL import Image, ImageFile
 
 from spcl.data import shards
-from spcl.data.convert import REPORT, convert, plan_shards, verify
+from spcl.data.convert import convert, plan_shards, verify
 from spcl.data.datasets import DATASETS, Release
 from spcl.data.datasets.gta5 import GTA5
 from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, lookup_table
+from spcl.data.output import REPORT
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import trees
 
-from spcl.data.convert import REPORT, convert
+from spcl.data.convert import convert
+from spcl.data.output import REPORT
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 

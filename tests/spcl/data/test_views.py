@@ -13,9 +13,11 @@ import pytest
 import trees
 from PIL import Image, JpegImagePlugin
 
+from spcl import atomic
 from spcl.data import shards
-from spcl.data.convert import REPORT, convert, verify
+from spcl.data.convert import convert, verify
 from spcl.data.loader import StoredLabels, Stream
+from spcl.data.output import REPORT
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment
 from spcl.data.views import make_view, parse_codec, parse_view
@@ -132,7 +134,7 @@ def test_a_view_says_what_it_was_made_of_and_how(parent, tmp_path):
         "library": f"Pillow {Image.__version__}",
         "parent": "gta5/train",
         "parent_fingerprint": before.fingerprint,
-        "parent_manifest_sha256": shards.file_sha256(parent / "manifest.json"),
+        "parent_manifest_sha256": atomic.sha256(parent / "manifest.json"),
     }
     changed = {k for k, v in after.metadata.items() if v != before.metadata[k]}
     assert changed == {"name", "dataset"}
