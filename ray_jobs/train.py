@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -11,10 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
+from ray_jobs.group import worker_group
 from spcl import cli, launch
 from spcl.errors import UserError
 from spcl.launch import Request
@@ -34,7 +33,6 @@ EXAMPLE = """examples:
 """
 RETRIES = 3  # restarts of the worker group after lost workers, each from our newest checkpoint
 START_FAILURES = 3  # attempts at placing the workers; without a limit Ray waits for ever
-COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
 POLL = 0.5  # seconds between looks at metrics.jsonl
 SILENCE = 90  # seconds until a user is told that the cluster may have no room
 SHOWN_LINES = 20  # of a failed worker's output
@@ -59,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(launch.list_known())
         return 0
-    if cluster.inside_job():
-        _check_job_paths(arguments)
+    cluster.check_job_paths(arguments, "ray_jobs/train.py")
     if arguments.workers == 0:
         from spcl.train import run  # imports torch
 
@@ -88,18 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_job_paths(arguments: argparse.Namespace) -> None:
-    """A job runs in a throw-away copy of the working folder: what it writes there is lost."""
-    for option, variable in (("data", "SPCL_DATA"), ("storage", "SPCL_STORAGE")):
-        given = getattr(arguments, option) or os.environ.get(variable)
-        if not given or not Path(given).is_absolute():
-            raise UserError(
-                f"inside a Ray job --{option} must be an absolute path that exists on every node, "
-                f"got {given!r}; submit with: ray job submit --working-dir . -- python "
-                "ray_jobs/train.py --data /abs/data --storage /abs/runs"
-            )
-
-
 def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
     cluster.connect(arguments.address)
@@ -108,8 +93,22 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
     short = cluster.shortage(train.workers, per_worker)
     if short:
         raise UserError(short)
+    from ray_jobs.worker import pack, train_worker  # imports ray
+
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
-    trainer = _trainer(request, run, name, per_worker, arguments.placement)
+    # Ray's own record of a launch is disposable: a restarted worker and a new launch both continue
+    # from our checkpoints.
+    trainer = worker_group(
+        train_worker,
+        pack(request, name),
+        run.folder / "ray",
+        train.workers,
+        per_worker,
+        restarts=RETRIES,
+        start_failures=START_FAILURES,
+        placement=arguments.placement,
+        name=name,
+    )
     run.forget_failure()
     with _Progress(run):
         error = _fit(trainer)
@@ -123,37 +122,6 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
     for launched in (run.folder / "ray").iterdir():
         if launched.name != name:
             shutil.rmtree(launched, ignore_errors=True)
-
-
-def _trainer(
-    request: Request, run: RunFolder, name: str, per_worker: dict[str, float], placement: str
-) -> "TorchTrainer":
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from ray_jobs.worker import pack, train_worker
-
-    gpu = "GPU" in per_worker
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=pack(request, name),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
-        scaling_config=ScalingConfig(
-            num_workers=request.config.train.workers,
-            use_gpu=gpu,
-            resources_per_worker=per_worker,
-            placement_strategy=placement,
-        ),
-        # Ray's own record of a launch is disposable: a restarted worker and a new launch both
-        # continue from our checkpoints.
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(run.folder / "ray"),
-            failure_config=FailureConfig(
-                max_failures=RETRIES, controller_failure_limit=START_FAILURES
-            ),
-        ),
-    )
 
 
 def _fit(trainer: "TorchTrainer") -> Exception | None:

@@ -5,15 +5,17 @@ Sources of the class lists: Cityscapes (19 classes), arXiv:2111.12358 (tail, 11 
 SYNTHIA literature (16 classes both label spaces share; 13 without wall, fence and pole).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spcl.data.labels import CLASS_NAMES, NUM_CLASSES, TAIL_CLASSES
 from spcl.errors import ConfigError
 from spcl.metrics import iou, mean_iou
+
+T = TypeVar("T")
 
 _SYN_ABSENT = (9, 14, 16)  # terrain, truck, train: SYNTHIA has none
 _SYN_THIN = (3, 4, 5)  # wall, fence, pole: mIoU* leaves them out
@@ -82,6 +84,11 @@ def score(confusion: np.ndarray, protocol: str) -> dict[str, Any]:
     return {"iou": [None if np.isnan(v) else float(v) for v in values], "means": means}
 
 
+def headline(means: Mapping[str, T]) -> T:
+    """Of a protocol's means, in its order, the first."""
+    return next(iter(means.values()))
+
+
 def absence_notes(
     confusion: np.ndarray, dataset: str, absent: Sequence[int], class_names: Sequence[str]
 ) -> list[str]:
@@ -98,7 +105,7 @@ def absence_notes(
     )
     if tuple(class_names) == CLASS_NAMES and tuple(sorted(absent)) == _SYN_ABSENT:
         names = ("syn16_full", "syn13")
-        headlines = [next(iter(score(confusion, name)["means"].values())) for name in names]
+        headlines = [headline(score(confusion, name)["means"]) for name in names]
         each = [f"{n} = {100 * m['value']:.1f}" for n, m in zip(names, headlines, strict=True)]
         return [text + f"report {', '.join(each)}."]
     present = [k for k in range(len(class_names)) if k not in absent]

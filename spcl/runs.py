@@ -9,6 +9,7 @@ from spcl import cli
 from spcl.errors import UserError
 from spcl.garbage import Garbage, find_garbage, remove
 from spcl.lease import Lease
+from spcl.protocols import headline
 from spcl.results.store import RunFolder, runs
 from spcl.results.tables import run_table
 from spcl.settings import choose
@@ -74,8 +75,7 @@ def list_runs(storage: Path) -> str:
         done = run.done
         score = "-"
         if done and done["table"]:
-            first = next(iter(done["table"][-1]["means"].values()))
-            score = f"{100 * first['value']:.1f}"
+            score = f"{100 * headline(done['table'][-1]['means'])['value']:.1f}"
         lines.append(f"{run.name:<40}{state(run):<12}{score:>7}{_size(run.bytes):>10}")
     shared = RunFolder(storage / "artefacts")
     if shared.folder.is_dir():

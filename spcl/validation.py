@@ -269,7 +269,7 @@ def miou_interval(matrices: np.ndarray, protocol: str) -> tuple[float, float, fl
     """Headline mIoU of confusion matrices (N, K, K) and its 95 % percentile bootstrap interval."""
 
     def headline(confusion: np.ndarray) -> float:
-        return next(iter(protocols.score(confusion, protocol)["means"].values()))["value"]
+        return protocols.headline(protocols.score(confusion, protocol)["means"])["value"]
 
     sums = np.tensordot(resampled(len(matrices), RESAMPLES), matrices, 1)
     tail = (1 - CONFIDENCE) / 2

@@ -3,9 +3,9 @@
     python -m tune.audit EXPERIMENT        what `python tune/search.py --audit EXPERIMENT` starts
 
 The oracle of a job is the mIoU of its stored checkpoint on the evaluation split, by the protocol of
-the benchmark.  This is the only file of `tune/` that opens that split, in a process of its own, so
-no job can see a target label.  Every artefact is evaluated once: its confusion matrices are kept
-in <experiment>/audit/, and a stopped audit goes on from there.
+the benchmark.  No job opens target labels unless the objective is made of them (few_label,
+target_oracle); the audit opens them in a process of its own.  Every artefact is evaluated once: its
+confusion matrices are kept in <experiment>/audit/, and a stopped audit goes on from there.
 
     audit.parquet   a row per job: oracle, IoU per class, validators, score
     audit.json      per validator and rung: Spearman, regret, rank of its pick, with intervals
@@ -25,16 +25,15 @@ from spcl import atomic, cli
 from spcl.artefacts import verify
 from spcl.config import Config
 from spcl.data.catalog import open_data, prepare_streets
-from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError, UserError
 from spcl.evaluate import evaluate
-from spcl.protocols import score
+from spcl.protocols import headline, score
 from spcl.recipe import choose_device, load_segmentor, set_up_torch
 from spcl.results.store import read_confusions, write_confusions
 from spcl.settings import digest
-from tune.experiment import ORACLE, Experiment
-from tune.report import write_outputs
+from tune.experiment import ORACLE, Experiment, halves
+from tune.outputs import write_outputs
 from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
 
 SCHEMA = 1
@@ -85,13 +84,7 @@ class Oracle:
 
 def miou(matrices: np.ndarray, protocol: str) -> float:
     """The protocol's headline mean of confusion matrices (N, K, K), in [0, 1]."""
-    return next(iter(score(matrices.sum(0), protocol)["means"].values()))["value"]
-
-
-def halves(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the evaluation images to choose on, and of those to report on, by hash."""
-    chosen = hash_chosen(sample_ids, len(sample_ids) // 2, ORACLE)
-    return chosen, np.setdiff1d(np.arange(len(sample_ids)), chosen)
+    return headline(score(matrices.sum(0), protocol)["means"])["value"]
 
 
 # The audit.
@@ -204,7 +197,7 @@ def gain(
 def optimism(
     experiment: Experiment,
     confusions: dict[str, np.ndarray],
-    halves: tuple[np.ndarray, np.ndarray],
+    parts: tuple[np.ndarray, np.ndarray],
     protocol: str,
 ) -> dict[str, Any] | None:
     """What choosing by target labels promises too much: choose on one half, report on the other.
@@ -220,7 +213,7 @@ def optimism(
             record["artefact"]: miou(confusions[record["artefact"]][half], protocol)
             for record in experiment.done
         }
-        for half in halves
+        for half in parts
     )
     difference = {artefact: own[artefact] - other[artefact] for artefact in own}
     return {
@@ -228,7 +221,7 @@ def optimism(
         "chosen_on": own[chosen],
         "reported": other[chosen],
         "optimism": difference[chosen] - sum(difference.values()) / len(difference),
-        "images": [len(half) for half in halves],
+        "images": [len(half) for half in parts],
     }
 
 

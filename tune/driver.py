@@ -15,7 +15,7 @@ from spcl.validation import objective
 from tune.experiment import REFERENCE, read
 from tune.jobs import Job, record_path, write_failure
 from tune.request import Search
-from tune.rungs import PROMOTIONS, Result, expected_jobs, last_resort
+from tune.rungs import PROMOTIONS, JobKey, Result, expected_jobs, last_resort
 from tune.study import Journal, Seen, propose
 
 Say = Callable[[str], None]
@@ -32,8 +32,8 @@ class Driver:
         self.worker: dict[str, float] = {}
         self.slots = 1
         self.journal = Journal(search.folder, search.space)
-        self.records: dict[tuple[int, int], dict] = {}
-        self.running: dict[tuple[int, int], Job] = {}
+        self.records: dict[JobKey, dict] = {}
+        self.running: dict[JobKey, Job] = {}
         found = [read(path) for path in (search.folder / "jobs").glob("*.json")]
         for record in sorted(found, key=lambda r: (r["configuration"], r["rung"])):
             self._take_in(record)  # the reference first
@@ -75,7 +75,7 @@ class Driver:
         self.running[chosen] = job
         return job
 
-    def _choose(self) -> tuple[int, int] | None:
+    def _choose(self) -> JobKey | None:
         if self.unfinished:
             return self.unfinished[0]
         search, results = self.search, self.results()

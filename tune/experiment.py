@@ -5,13 +5,16 @@ objective's one formula.
 """
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from spcl.config import Config, from_dict
+from spcl.data.sampling import hash_chosen
 from spcl.errors import DataError
 from spcl.settings import merge
 from spcl.validation import objective
@@ -19,6 +22,12 @@ from spcl.validation import objective
 SCHEMA = 1
 REFERENCE = -1  # the configuration and rung of the warm-up network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
+
+
+def halves(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the evaluation images to choose on, and of those to report on, by hash."""
+    chosen = hash_chosen(sample_ids, len(sample_ids) // 2, ORACLE)
+    return chosen, np.setdiff1d(np.arange(len(sample_ids)), chosen)
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import os
 import socket
 import time
 import traceback
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ray_jobs.train import COLLECTIVE_TIMEOUT
+from ray_jobs.group import worker_group
 from spcl import atomic, distributed
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import split_source
@@ -30,6 +29,7 @@ from spcl.errors import UserError
 from spcl.evaluate import evaluate
 from spcl.lease import EXPIRES, Lease
 from spcl.models.segmentor import Segmentor
+from spcl.protocols import headline, score
 from spcl.recipe import Recipe, choose_device, load_segmentor
 from spcl.results.store import RunFolder
 from spcl.settings import build
@@ -37,9 +37,8 @@ from spcl.stages import Stage
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
-from tune.experiment import REFERENCE
+from tune.experiment import REFERENCE, SCHEMA, halves
 
-SCHEMA = 1
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
 LABELLED_SPLIT = "train_labelled"  # of the target, for few_label
@@ -100,10 +99,15 @@ def run(job: Job) -> dict[str, Any]:
             _nested(job, attempts)
         else:
             attempt(job, attempts)
-    gc.collect()  # the process is used again
+    free_memory()
+    return json.loads(job.record.read_text())
+
+
+def free_memory() -> None:
+    """After a piece of work: the process is used again."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return json.loads(job.record.read_text())
 
 
 @contextlib.contextmanager
@@ -208,13 +212,11 @@ def _oracle(
     section: dict[str, Any], data: Path, segmentor: Segmentor, device: torch.device
 ) -> float:
     """mIoU on the half of the evaluation images that a target_oracle search may choose by."""
-    from tune.audit import halves, miou
-
     settings = build(Evaluation, section, "evaluation.")
     whole = ShardSet(data / settings.dataset / settings.split)
     half = whole.subset(halves(whole.sample_ids)[0])
     matrices = evaluate(segmentor.predict, half, settings, device)[1]
-    return miou(matrices, settings.protocol)
+    return headline(score(matrices.sum(0), settings.protocol)["means"])["value"]
 
 
 def write_failure(job: Job, reason: str, attempts: int) -> None:
@@ -249,24 +251,13 @@ def _reason(error: BaseException) -> str:
 
 def _nested(job: Job, attempts: int) -> None:
     """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpu = "GPU" in job.worker
-    trainer = TorchTrainer(
+    trainer = worker_group(
         nested_worker,
-        train_loop_config={"job": asdict(job), "attempts": attempts},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
-        scaling_config=ScalingConfig(
-            num_workers=from_dict(job.config).train.workers,
-            use_gpu=gpu,
-            resources_per_worker=job.worker,
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex[:12],
-            storage_path=str(Path(job.experiment) / "ray" / "train"),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=1),
-        ),
+        {"job": asdict(job), "attempts": attempts},
+        Path(job.experiment) / "ray" / "train",
+        from_dict(job.config).train.workers,
+        job.worker,
+        restarts=0,
     )
     try:
         trainer.fit()

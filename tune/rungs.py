@@ -105,13 +105,13 @@ class Result:
     seconds: float = 0.0  # of device time
 
 
-Job = tuple[int, int]  # configuration, rung
-Promotion = Callable[[Sequence[Result], int, int, Collection[Job]], Job | None]
+JobKey = tuple[int, int]  # configuration, rung
+Promotion = Callable[[Sequence[Result], int, int, Collection[JobKey]], JobKey | None]
 
 
 def next_job(
-    results: Sequence[Result], rungs: int, eta: int, running: Collection[Job] = ()
-) -> Job | None:
+    results: Sequence[Result], rungs: int, eta: int, running: Collection[JobKey] = ()
+) -> JobKey | None:
     """Whom to promote now, of the highest rung first; None: nobody, start a new configuration.
 
     Of n finished at a rung the best floor(n / eta) climb; of equal ones the lower number first.
@@ -120,8 +120,8 @@ def next_job(
 
 
 def cost_aware(
-    results: Sequence[Result], rungs: int, eta: int, running: Collection[Job] = ()
-) -> Job | None:
+    results: Sequence[Result], rungs: int, eta: int, running: Collection[JobKey] = ()
+) -> JobKey | None:
     """Of those that may be promoted, the one that gained most per device-second of its last job.
 
     At the lowest rung the gain is over the shared network, if its result (number and rung are both
@@ -130,7 +130,7 @@ def cost_aware(
     known = {(r.configuration, r.rung): r for r in results}
     shared = known.get((REFERENCE, REFERENCE))
 
-    def gain_per_second(job: Job) -> float:
+    def gain_per_second(job: JobKey) -> float:
         number, rung = job
         last, before = known[number, rung - 1], known.get((number, rung - 2), shared)
         start = before.score if before and before.score is not None else 0.0
@@ -144,8 +144,8 @@ PROMOTIONS: dict[str, Promotion] = {"asha": next_job, "cost_aware": cost_aware}
 
 
 def _promotable(
-    results: Sequence[Result], rungs: int, eta: int, running: Collection[Job]
-) -> Iterator[Job]:
+    results: Sequence[Result], rungs: int, eta: int, running: Collection[JobKey]
+) -> Iterator[JobKey]:
     for rung in reversed(range(rungs - 1)):
         here = [result for result in results if result.rung == rung]
         for result in _best_first(here)[: len(here) // eta]:
@@ -153,7 +153,7 @@ def _promotable(
                 yield result.configuration, rung + 1
 
 
-def last_resort(results: Sequence[Result], rungs: int) -> Job | None:
+def last_resort(results: Sequence[Result], rungs: int) -> JobKey | None:
     """When nothing else is left to do: the best that waits, until one has reached the top."""
     if any(result.rung == rungs - 1 and result.score is not None for result in results):
         return None
@@ -170,7 +170,7 @@ def _best_first(results: Sequence[Result]) -> list[Result]:
     return sorted(scored, key=lambda result: (-result.score, result.configuration))
 
 
-def _waits(result: Result, results: Sequence[Result], running: Collection[Job]) -> bool:
+def _waits(result: Result, results: Sequence[Result], running: Collection[JobKey]) -> bool:
     higher = [(r.configuration, r.rung) for r in results] + list(running)
     return not any(n == result.configuration and r > result.rung for n, r in higher)
 

@@ -17,8 +17,8 @@ from spcl.lease import Lease
 from spcl.settings import choose
 from spcl.validation import OBJECTIVES
 from tune.driver import Driver, forget_failed_reference
-from tune.experiment import Experiment
-from tune.request import ORACLE, SEARCHES, Search, check_objective, few_label_count, with_holdout
+from tune.experiment import ORACLE, Experiment
+from tune.request import SEARCHES, Search, check_objective, few_label_count, with_holdout
 from tune.rungs import PROMOTIONS, at_rung, ladder
 from tune.space import load_space
 from tune.study import SAMPLERS, mend
@@ -139,7 +139,7 @@ def run(argv: Sequence[str] | None) -> int:
 def _climb(search: Search, arguments: argparse.Namespace) -> None:
     """Everything that a search does on the cluster, and its outputs."""
     from tune.agreement import is_current, write_agreement
-    from tune.report import write_outputs
+    from tune.outputs import write_outputs
 
     for text in mend(search.folder):
         _say(text)
@@ -225,7 +225,7 @@ def _train_picks(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 
 def _audit(folder: Path) -> int:
-    """In a process of its own: it is the only one to open the target's labels."""
+    """In a process of its own: no job opens target labels unless the objective is made of them."""
     return subprocess.run([sys.executable, "-m", "tune.audit", str(folder)]).returncode
 
 

@@ -4,19 +4,15 @@ Workers import this module by name.  A cell's run folder is its only result: DON
 FAILED.json with the reason, which is what a piece of work returns.
 """
 
-import gc
 import shutil
 import traceback
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ray_jobs import cluster
-from ray_jobs.train import COLLECTIVE_TIMEOUT
+from ray_jobs.group import worker_group
 from spcl import distributed
 from spcl.config import from_dict
 from spcl.errors import UserError
@@ -24,7 +20,7 @@ from spcl.recipe import Recipe, choose_device, open_run
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
-from tune.jobs import waiting_lease
+from tune.jobs import free_memory, waiting_lease
 from tune.sweep_grid import Cell, Sweep
 from tune.sweep_schedule import Schedule, Work
 
@@ -83,9 +79,7 @@ def perform(values: dict[str, Any]) -> str | None:
                 attempt(task)
     except Exception as error:  # another process holds the run, or its folder cannot be used
         return _reason(error)
-    gc.collect()  # the process is used again
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     return (task.folder.failed or {}).get("error")
 
 
@@ -184,24 +178,13 @@ def _result(reference: Any) -> str | None:
 
 def _in_group(task: Task) -> None:
     """Do the work in a Ray Train worker group."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpu = "GPU" in task.worker
-    trainer = TorchTrainer(
+    trainer = worker_group(
         group_worker,
-        train_loop_config=asdict(task),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
-        scaling_config=ScalingConfig(
-            num_workers=from_dict(task.config).train.workers,
-            use_gpu=gpu,
-            resources_per_worker=task.worker,
-        ),
-        run_config=RunConfig(
-            name=uuid.uuid4().hex[:12],
-            storage_path=str(Path(task.run) / "ray"),
-            failure_config=FailureConfig(max_failures=LOST_WORKERS, controller_failure_limit=1),
-        ),
+        asdict(task),
+        Path(task.run) / "ray",
+        from_dict(task.config).train.workers,
+        task.worker,
+        restarts=LOST_WORKERS,
     )
     try:
         trainer.fit()

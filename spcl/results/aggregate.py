@@ -26,7 +26,7 @@ from pyarrow import fs
 
 from spcl import atomic
 from spcl.errors import DataError
-from spcl.protocols import PROTOCOLS, check_classes, score
+from spcl.protocols import PROTOCOLS, check_classes, headline, score
 from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replicates
 from spcl.results.store import SCHEMA, upgrade
 from spcl.settings import flatten
@@ -299,7 +299,7 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "final": row["stage"] == last,
         }
         matrices = folder / "evaluations" / f"{row['stage']}.parquet"
-        stated = next(iter(row["means"].values()))["value"]
+        stated = headline(row["means"])["value"]
         runs.append(_score(matrices, done["classes"], stated, common))
     return runs, []
 
@@ -415,9 +415,9 @@ def _score(
         raise DataError(f"{matrices.name} has {per_image.shape[1]} classes, not {len(classes)}")
     scored = score(per_image.sum(0), protocol)
     means = {name: mean["value"] for name, mean in scored["means"].items()}
-    headline = next(iter(means.values()))
-    if stated is not None and not abs(stated - headline) < TOLERANCE:
-        raise DataError(f"DONE.json states {stated:.4f}, {matrices.name} gives {headline:.4f}")
+    found = headline(means)
+    if stated is not None and not abs(stated - found) < TOLERANCE:
+        raise DataError(f"DONE.json states {stated:.4f}, {matrices.name} gives {found:.4f}")
     remote = "://" in matrices.address
     return Run(
         **common,

@@ -18,6 +18,7 @@ import numpy as np
 
 from spcl.data.labels import CLASS_NAMES
 from spcl.errors import DataError
+from spcl.protocols import headline
 from spcl.results.aggregate import Run, digest_of_ids, load_confusions, settings_of
 from spcl.results.published import PROTOCOL, Published
 from spcl.results.statistics import (
@@ -238,7 +239,7 @@ class Draft:
         by_seed: dict[int, Run] = {}
         repeated = set()
         for run in sorted(members, key=lambda run: (run.date, run.folder)):
-            if run.seed in by_seed and headline(by_seed[run.seed]) != headline(run):
+            if run.seed in by_seed and headline(by_seed[run.seed].means) != headline(run.means):
                 repeated.add(run.seed)
             by_seed[run.seed] = run
         self.runs = [by_seed[seed] for seed in sorted(by_seed)]
@@ -259,7 +260,7 @@ class Draft:
 
     @property
     def scores(self) -> dict[int, float]:
-        return {run.seed: headline(run) for run in self.runs}
+        return {run.seed: headline(run.means) for run in self.runs}
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -268,10 +269,6 @@ class Draft:
             return seed_estimate(values)
         covariance = image_covariance(self.replicates, self.images)
         return combined_estimate(values, covariance, self.images)
-
-
-def headline(run: Run) -> float:
-    return next(iter(run.means.values()))
 
 
 def _row(draft: Draft, group: Group, rank: int | None, classes: Sequence[str]) -> Row:

@@ -24,7 +24,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from spcl.protocols import PROTOCOLS
+from spcl.protocols import PROTOCOLS, headline
 
 CONFIDENCE = 0.95
 POWER = 0.8  # with which the smallest detectable difference would be found
@@ -104,7 +104,7 @@ def headline_replicates(
     # Sums over each resample's images are one product: (B, N) @ (N, K).
     intersection = weights @ hits
     union = weights @ (truth + predicted).astype(np.float64) - intersection
-    classes = next(iter(rules.means.values()))
+    classes = headline(rules.means)
     if classes is not None:
         intersection, union = intersection[:, list(classes)], union[:, list(classes)]
     found = union > 0

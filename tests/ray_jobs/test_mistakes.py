@@ -106,8 +106,8 @@ def test_inside_a_job_results_need_an_absolute_place(given, mini_data, capsys, m
     place = ["--storage", given] if given else []
     assert cli.guarded(train.main, ["--data", str(mini_data), *place]) == 2
     message = one_line(capsys.readouterr().err)
-    assert f"--storage must be an absolute path that exists on every node, got {given!r}" in message
-    assert "ray job submit --working-dir . -- python ray_jobs/train.py --data /abs" in message
+    assert "inside a Ray job --storage must be absolute and exist on every node" in message
+    assert "use: python ray_jobs/train.py --data /shared/data --storage" in message
 
 
 # What only the cluster or the training can find.

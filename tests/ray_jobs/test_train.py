@@ -102,7 +102,7 @@ def test_a_job_reuses_stored_stages_under_another_name(finished, commands, clust
 def test_a_job_that_fails_says_why_and_is_not_a_success(commands, cluster, mini_data):
     job = submit(commands, cluster, ["--data", str(mini_data), "--storage", "runs"])
     assert job.code != 0
-    assert "error: inside a Ray job --storage must be an absolute path" in job.out
+    assert "error: inside a Ray job --storage must be absolute" in job.out
     assert "Traceback" not in job.out.split("error: inside")[0]
 
 

@@ -1,4 +1,4 @@
-"""The oracle after the search: right, once for each artefact, and the only look at its labels."""
+"""The oracle after the search: right, once for each artefact; no job reads its labels unasked."""
 
 import ast
 import json
@@ -28,7 +28,8 @@ from spcl.metrics import confusion_matrix, mean_iou
 from spcl.recipe import load_segmentor
 from spcl.results.store import read_confusions
 from tune import audit as audit_file
-from tune.audit import audit, halves, main
+from tune.audit import audit, main
+from tune.experiment import halves
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = [(n, 0) for n in range(4)] + [(n, 1) for n in range(3)]

@@ -11,7 +11,7 @@ from experiments import failure, make, record, validators
 
 from spcl.config import differences, load
 from tune.experiment import Experiment
-from tune.report import write_outputs
+from tune.outputs import write_outputs
 
 SECTIONS = [
     "Summary",

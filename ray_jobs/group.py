@@ -1,0 +1,54 @@
+"""A Ray Train worker group, built alike for a run, a job of a search and a cell of a sweep."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
+
+
+def worker_group(
+    function: Callable[[dict[str, Any]], None],
+    values: dict[str, Any],
+    folder: Path,
+    workers: int,
+    each: dict[str, float],
+    *,
+    restarts: int,
+    start_failures: int = 1,
+    placement: str = "PACK",
+    name: str | None = None,
+) -> "TorchTrainer":
+    """What runs function(values) on every worker, once it is asked to fit().
+
+    folder          for Ray's own record of this launch, under `name` (default: a fresh one)
+    each            resources of one worker
+    restarts        of the group after lost workers
+    start_failures  at placing the workers, until Ray gives up; without a limit it waits for ever
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = "GPU" in each
+    return TorchTrainer(
+        function,
+        train_loop_config=values,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker=each,
+            placement_strategy=placement,
+        ),
+        run_config=RunConfig(
+            name=name or uuid.uuid4().hex[:12],
+            storage_path=str(folder),
+            failure_config=FailureConfig(
+                max_failures=restarts, controller_failure_limit=start_failures
+            ),
+        ),
+    )
