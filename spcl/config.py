@@ -26,7 +26,7 @@ from spcl.models.weights import PRETRAINED
 from spcl.settings import build, choose, flatten, merge, read_yaml, setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-VGG = "deeplabv2_vgg16"
+TINY, VGG = "tiny", "deeplabv2_vgg16"
 NO_DATASET = "none"  # evaluation.dataset of who has no labels to score with
 
 
@@ -226,7 +226,7 @@ class _Config:
 
     @property
     def weights(self) -> str:
-        default = "none" if self.model.name == "tiny" else "imagenet"
+        default = "none" if self.model.name == TINY else "imagenet"
         return default if self.model.weights == "auto" else self.model.weights
 
     @property
@@ -236,6 +236,10 @@ class _Config:
             return self.model.input
         known = self.weights == "imagenet"
         return PRETRAINED[MODELS[self.model.name]].input if known else INPUTS[0]
+
+    def by_rank(self, stage: str) -> bool:
+        """Whether the number of workers can change the result of a training stage."""
+        return self.train.reduction == "per_rank" or self.of(stage).by_rank
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -247,7 +251,7 @@ class _Config:
             if index == 0 and needs:
                 raise ConfigError(
                     f"stage {name!r} starts from a trained network, so it can't be the first; "
-                    f"try stages=[adversarial,{','.join(self.stages)}]"
+                    f"try stages=[{_first_stage(self.method)},{','.join(self.stages)}]"
                 )
             section = self.of(name)
             if section.steps > section.horizon:
@@ -271,6 +275,10 @@ class _Config:
 
     def _check_model(self) -> None:
         name, given = self.model.name, self.model.input
+        if name == TINY and self.weights != "none":
+            raise ConfigError(
+                f"{TINY} starts from scratch: model.weights must be none, got {self.weights}"
+            )
         if name != VGG and self.input != "imagenet":
             raise ConfigError(f"model.input is of {VGG}; {name} reads imagenet, got {given}")
         if name == VGG and self.weights == "imagenet":
@@ -419,14 +427,28 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
+def _first_stage(method: str) -> str:
+    """Of the recipe in a method's file."""
+    return read_yaml(CONFIGS / "methods" / f"{method}.yaml")["stages"][0]
+
+
+def told(config: Config) -> dict[str, Any]:
+    """The settings that can change a result, by dotted name; the seed among them."""
+    skip = operational_keys()
+    if any(map(config.by_rank, config.stages)):
+        skip.remove("train.workers")
+    return {key: value for key, value in flatten(config.as_dict()).items() if key not in skip}
+
+
 def differences(one: Config, other: Config, *, operational: bool = False) -> list[str]:
     """Lines "key: a -> b" of the settings that differ, operational ones left out by default."""
-    left, right = flatten(one.as_dict()), flatten(other.as_dict())
-    skip = set() if operational else operational_keys()
+    left, right = (
+        flatten(config.as_dict()) if operational else told(config) for config in (one, other)
+    )
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key) and key not in skip
+        if left.get(key) != right.get(key)
     ]
 
 

@@ -7,12 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcl import cli
-from spcl.config import Config, known, load
+from spcl import cli, distributed
+from spcl.config import Config, known, load, parse_overrides, told
 from spcl.data.catalog import data_root, open_data, prepare_streets
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.models.segmentor import MODELS
+from spcl.models.weights import check_weights
 from spcl.recipe import open_run
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
@@ -23,6 +24,7 @@ RESERVED = {
     "artefacts": "the folder where runs share their stages",
     "searches": "the folder of searches",
     "sweeps": "the folder of sweeps",
+    "leaderboard": "the folder of the boards",
 }
 
 
@@ -45,6 +47,7 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         check_name(arguments.name)
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     check_batches(config, config.train.workers)
+    check_weights(config.weights)
     data, storage = data_root(arguments.data), cli.storage_root(arguments.storage)
     prepare_streets(config, data, lambda text: print(text, file=sys.stderr, flush=True))
     open_data(config, data)
@@ -55,6 +58,11 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         base = arguments.name or default_name(config)
         name = f"{base}-s{seed}" if seeds or not arguments.name else base
         made.append(Request(one, data, storage, name))
+    if distributed.rank() == 0:
+        unread = parse_overrides(arguments.settings).keys() & METHODS.keys() - set(config.stages)
+        for section in sorted(unread):
+            stages = ", ".join(config.stages)
+            print(f"note: what {section}.* says is read by no stage of {stages}", flush=True)
     return made
 
 
@@ -67,7 +75,7 @@ def check_name(name: str) -> None:
 
 
 def default_name(config: Config) -> str:
-    plain = {k: v for k, v in config.as_dict().items() if k not in ("seed", "train")}
+    plain = {key: value for key, value in told(config).items() if key != "seed"}
     return f"{config.benchmark}-{config.method}-{digest(plain)[:8]}"
 
 

@@ -80,13 +80,14 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"setting {key!r} is unknown; {hint}known here: {', '.join(known)}")
 
 
-def choose(name: str, known: Iterable[str], what: str) -> str:
+def choose(name: Any, known: Iterable[Any], what: str) -> Any:
     """Return `name`, or raise a ConfigError that names the nearest known one."""
     known = list(known)
     if name in known:
         return name
+    words = list(map(str, known))
     raise ConfigError(
-        f"{what} {name!r} is unknown; {_did_you_mean(str(name), known)}known: {', '.join(known)}"
+        f"{what} {name!r} is unknown; {_did_you_mean(str(name), words)}known: {', '.join(words)}"
     )
 
 
@@ -108,10 +109,23 @@ def _convert(value: Any, kind: Any, key: str, field: dataclasses.Field) -> Any:
     try:
         converted = _as(value, kind)
     except (TypeError, ValueError):
-        name = getattr(kind, "__name__", str(kind))
-        raise ConfigError(f"{key} must be of type {name}, got {value!r}") from None
+        choices = field.metadata.get("choices")
+        wanted = f"one of {', '.join(map(str, choices))}" if choices else _in_words(kind)
+        raise ConfigError(f"{key} must be {wanted}, got {value!r}") from None
     _check_range(converted, key, field)
     return converted
+
+
+def _in_words(kind: Any) -> str:
+    """What to write for a value of a type, in YAML."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else _in_words(part) for part in parts)
+    if origin is tuple:
+        many = parts[1] is Ellipsis
+        return "a list, e.g. [a,b,...]" if many else f"a list of {len(parts)}, as [a,b]"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    return words.get(kind, str(kind))
 
 
 def _as(value: Any, kind: Any) -> Any:

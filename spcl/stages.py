@@ -16,7 +16,6 @@ from typing import Any
 
 from spcl.config import Config
 from spcl.methods import METHODS
-from spcl.methods.base import StageConfig
 from spcl.settings import digest, scientific
 
 #: Raised when a pass would give other results than before for the same settings.
@@ -132,7 +131,7 @@ def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
             )
         settings = _without_empty(
             network=network,
-            train=_train_settings(config, section) | {"batch": config.batch_of(name)},
+            train=_train_settings(config, name) | {"batch": config.batch_of(name)},
             method=_without_start(scientific(section)),
             pseudo_label=scientific(config.pseudo_label) if "predictions" in method.needs else {},
             **{role: _stream_settings(getattr(config, role)) for role in method.domains},
@@ -170,9 +169,9 @@ def _without_empty(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != {}}
 
 
-def _train_settings(config: Config, section: StageConfig) -> dict[str, Any]:
+def _train_settings(config: Config, stage: str) -> dict[str, Any]:
     chosen = scientific(config.train)
-    if config.train.reduction == "per_rank" or section.by_rank:
+    if config.by_rank(stage):
         chosen["workers"] = config.train.workers
     return chosen
 

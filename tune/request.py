@@ -201,7 +201,8 @@ def check_objective(objective: str, config: Config, data: Path) -> None:
         if not (folder / "manifest.json").is_file() or not ShardSet(folder).labelled:
             raise UserError(
                 f"{objective} reads labelled target images in {folder}, but there are none; "
-                f"convert them with: ray_jobs/ingest.py --split {LABELLED_SPLIT}"
+                f"convert them with: python ray_jobs/ingest.py --dataset {config.target.dataset} "
+                f"--root DIR --out {data} --split {LABELLED_SPLIT}"
             )
     if objective == ORACLE and not config.evaluation.wanted:
         raise UserError(f"{objective} reads the evaluation split, but evaluation.dataset=none")

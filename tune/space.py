@@ -145,6 +145,11 @@ def load_space(name: str, config: Config) -> Space:
     path = Path(name)
     if path.suffix != ".yaml":
         names = sorted(file.stem for file in (CONFIGS / "search").glob("*.yaml"))
+        if name == config.method and name not in names:
+            raise ConfigError(
+                f"method {name!r} has no search space of its own; give one with --space, a file or "
+                f"one of {', '.join(names)}"
+            )
         path = CONFIGS / "search" / f"{choose(name, names, 'space')}.yaml"
     try:
         return build_space(read_yaml(path), config)

@@ -105,7 +105,8 @@ def resolve(
     varied = dict.fromkeys((key for row in file.rows for key in row.settings), "the sweep's rows")
     for key in (varied | ARGUMENTS).keys() & flatten(given).keys():
         raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")
-    told = sorted(t for t in settings if t.partition("=")[0] not in operational_keys())
+    silent = operational_keys() - {"compat"}  # which sets switches
+    told = sorted(t for t in settings if t.partition("=")[0] not in silent)
     benchmark = benchmark or file.benchmark or "streets"
     plain = path.stem + f"-{benchmark}" + ("" if scale == "full" else f"-{scale}")
     usual = f"{plain}-{digest(told)[:8]}" if told else plain
@@ -123,6 +124,11 @@ def resolve(
             stages = tuple(plan(seeded, fingerprints))
             cell = Cell(seeded, stages, runs, len(shards["source"].class_names))
             cells[row.name, seed] = known_cells.setdefault(cell.name, cell)
+    if len(file.rows) > 1 and len({cells[row.name, seeds[0]].name for row in file.rows}) == 1:
+        raise ConfigError(
+            f"all rows of {path.stem} are one run with {', '.join(told) or 'these settings'}, so "
+            f"there is nothing to compare; leave out what sets the same as the rows"
+        )
     return Sweep(
         name=name or usual,
         file=file,

@@ -11,7 +11,7 @@ from spcl import protocols
 from spcl.config import Config
 from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
-from spcl.errors import ConfigError, DataError
+from spcl.errors import ConfigError, DataError, UserError
 from spcl.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -109,6 +109,13 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
 
     c = config.streets
     raw = root / "streets" / "raw"
+    try:
+        raw.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"streets is rendered where the data lie, but {raw.parent} cannot be made "
+            f"({error.strerror}); give --data DIR"
+        ) from None
     if not (raw / "streets.json").is_file():
         say(f"rendering the streets benchmark into {raw}")
     write_trees(

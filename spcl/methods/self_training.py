@@ -29,6 +29,7 @@ class SelfTraining(Method):
     title = "self-trained"
     needs = frozenset({"checkpoint", "predictions"})
     domains = ("target",)
+    version = 2  # the default of scale is another one, and defaults are not in keys
 
     def forward(self, batch: Batch, step: int) -> dict[str, Term]:
         logits = self.segmentor(batch.target_image, "target").logits

@@ -38,6 +38,7 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
 
     Raises UserError where weights are missing or do not fit.
     """
+    check_weights(weights)
     if weights == "none":
         return
     known = PRETRAINED[name]
@@ -66,13 +67,20 @@ def _download(name: str) -> dict[str, Tensor]:
         ) from error
 
 
+def check_weights(weights: str) -> None:
+    """UserError where weights are neither known by name nor a file."""
+    if weights not in ("none", "imagenet") and not Path(weights).is_file():
+        raise UserError(f"model.weights must be imagenet, none or a file; no file at {weights}")
+
+
 def _from_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"model.weights must be imagenet, none or a file; no file at {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        raise UserError(f"cannot read weights from {path}: {error}") from error
+        raise UserError(
+            f"cannot read weights from {path}: it is damaged, or no state dict that torch.save "
+            f"has written"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} must hold a state dict (name -> tensor)")
     return state

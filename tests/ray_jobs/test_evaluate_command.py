@@ -154,7 +154,10 @@ MISTAKES = {
     "stage": (["mini", "--stage", "spcl"], "stage 'spcl' is unknown; known: adversarial, self_"),
     "dataset": (["mini", "--dataset", "acdc"], "no shards in"),
     "protocol": (["mini", "--protocol", "syn19"], "evaluation.protocol 'syn19' is unknown"),
-    "scales": (["mini", "--scales", "1,big"], "evaluation.scales must be of type"),
+    "scales": (
+        ["mini", "--scales", "1,big"],
+        "evaluation.scales must be a list, e.g. [a,b,...]",
+    ),
     "scale 0": (["mini", "--scales", "0"], "evaluation.scales must be at least 0.1, got 0.0"),
     "window": (["mini", "--window", "512"], "--window must be height x width like 512x1024"),
     "workers": (["mini", "--workers", "-1"], "--workers must be 0 or more, got -1"),

@@ -39,7 +39,7 @@ MISTAKES = {
     "--method spcll": "method 'spcll' is unknown; did you mean 'spcl'?",
     "spcl.temprature=1": "'spcl.temprature' is unknown; did you mean 'spcl.temperature'?",
     "spcl.momentum=1.5": "spcl.momentum must be below 1.0, got 1.5",
-    "spcl.steps=many": "spcl.steps must be of type int, got 'many'",
+    "spcl.steps=many": "spcl.steps must be a whole number, got 'many'",
     "--seeds 4..1": "--seeds must look like 0..4 or 0,3,5, got '4..1'",
     "--workers 3": "must be divisible by the workers, got batch 4 and 3 workers",
     "--workers -1": "train.workers must be at least 1, got -1",

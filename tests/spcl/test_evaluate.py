@@ -120,7 +120,7 @@ def test_windows_reach_both_ends_and_leave_no_gap():
         ("evaluation.scales=[0.0]", "evaluation.scales must be at least 0.1, got 0.0"),
         ("evaluation.window=[0,64]", r"must be \[height, width\]"),
         ("evaluation.stride=[9,9]", "must not pass the window"),
-        ("evaluation.flip=1", "evaluation.flip must be of type bool"),
+        ("evaluation.flip=1", "evaluation.flip must be true or false"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, message):

@@ -14,8 +14,12 @@ from conftest import MINI
 from PIL import Image
 
 from spcl import cli
+from spcl.config import load
 from spcl.data.convert import convert
 from spcl.data.datasets.custom import read_description
+from spcl.errors import ConfigError
+from spcl.launch import default_name
+from spcl.recipe import open_run
 from spcl.results.store import RunFolder, read_confusions
 from spcl.train import main
 
@@ -288,6 +292,12 @@ def test_torchrun_with_two_processes_gives_nearly_the_run_of_one(finished, mini_
         (["stages=[adversarial,spcll]"], "stage 'spcll' is unknown; did you mean 'spcl'"),
         (["spcl.horizon=3"], "spcl.horizon must be at least spcl.steps"),
         (["train.workers=3"], "is the number of processes, 1 here, got train.workers=3"),
+        (["stages=adversarial"], "stages must be a list, e.g. [a,b,...], got 'adversarial'"),
+        (["--method", "sdca", "stages=[sdca]"], "try stages=[source_only,sdca]"),
+        (["--method", "asanet", "asanet.neighbours=6"], "asanet.neighbours 6 is unknown; known: 8"),
+        (["model.weights=imagenet"], "tiny starts from scratch: model.weights must be none"),
+        (["model=deeplabv2_resnet50", "model.weights=/no.pth"], "or a file; no file at /no.pth"),
+        (["--name", "leaderboard"], "--name must not be 'leaderboard'"),
         (["train.batch"], "a setting is given as key=value, got 'train.batch'"),
         (["--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["--seeds", "4..1"], "--seeds must look like 0..4 or 0,3,5, got '4..1'"),
@@ -302,6 +312,39 @@ def test_bad_input_is_one_clear_line(mini_data, tmp_path, capsys, arguments, mes
     assert run(mini_data, tmp_path, "--name", "bad", *arguments) == 2
     err = capsys.readouterr().err.strip()
     assert err.startswith("error: ") and message in err and "\n" not in err
+
+
+def test_settings_that_no_stage_reads_are_named(mini_data, tmp_path, capsys):
+    asked = ["--dry-run", "--method", "adversarial", "sdca.delta_on=logits"]
+    assert run(mini_data, tmp_path, *asked) == 0
+    assert "note: what sdca.* says is read by no stage of adversarial\n" in capsys.readouterr().out
+
+
+def test_data_that_cannot_be_written(mini_data, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(tmp_path / "file" / "data", tmp_path / "runs") == 2
+    error = capsys.readouterr().err
+    assert "give --data DIR" in error and len(error.splitlines()) == 1
+
+
+def test_a_name_is_of_what_can_change_a_result():
+    def name(*settings):
+        return default_name(load("streets", "sdca", None, settings))
+
+    assert name("train.workers=2") == name("train.threads=1") == name("seed=3") == name()
+    other = ["train.batch=8", "train.reduction=per_rank", "sdca.delta=0.5"]
+    assert len({name(setting) for setting in other} | {name()}) == 4
+    official = [name("compat=official", f"train.workers={n}") for n in (1, 2)]
+    assert official[0] != official[1]
+
+
+def test_an_official_run_of_other_workers_is_another_run(tmp_path):
+    one, two = (
+        load("streets", "sdca", None, ["compat=official", f"train.workers={n}"]) for n in (1, 2)
+    )
+    open_run(one, tmp_path, "a")
+    with pytest.raises(ConfigError, match="train.workers: 1 -> 2"):
+        open_run(two, tmp_path, "a")
 
 
 def test_storage_that_cannot_be_written(mini_data, tmp_path, capsys):

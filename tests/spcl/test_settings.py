@@ -31,7 +31,7 @@ def test_values_become_their_declared_type():
 
 def test_a_choice_that_yaml_reads_as_a_truth_value_is_the_word():
     assert build(Outer, {"inner": {"median": True}}).inner.median == "true"
-    with pytest.raises(ConfigError, match="inner.median must be of type str, got False"):
+    with pytest.raises(ConfigError, match="inner.median must be one of true, lower, got False"):
         build(Outer, {"inner": {"median": False}})
 
 
@@ -45,14 +45,14 @@ def test_an_unknown_key_names_the_nearest():
     [
         ({"rate": 1.0}, "inner.rate must be below 1.0, got 1.0"),
         ({"rate": -1}, "at least 0.0, got -1"),
-        ({"rate": "fast"}, "inner.rate must be of type float, got 'fast'"),
-        ({"rate": float("nan")}, "inner.rate must be of type float"),
-        ({"rate": True}, "inner.rate must be of type float"),
+        ({"rate": "fast"}, "inner.rate must be a number, got 'fast'"),
+        ({"rate": float("nan")}, "inner.rate must be a number"),
+        ({"rate": True}, "inner.rate must be a number"),
         ({"size": [1]}, "inner.size"),
         ({"size": [0, 4]}, "at least 1, got 0"),
         ({"name": "c"}, "'c' is unknown"),
-        ({"on": "yes"}, "inner.on must be of type bool"),
-        ({"workers": 1.5}, "inner.workers must be of type int"),
+        ({"on": "yes"}, "inner.on must be true or false"),
+        ({"workers": 1.5}, "inner.workers must be a whole number"),
     ],
 )
 def test_unusable_values_are_refused(values, message):

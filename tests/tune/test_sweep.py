@@ -21,7 +21,7 @@ from spcl.errors import ConfigError
 from spcl.lease import Lease
 from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
-from spcl.settings import digest
+from spcl.settings import digest, flatten
 from tune import jobs, sweep, sweep_estimate, sweep_jobs
 from tune.sweep_file import read_sweep
 from tune.sweep_grid import Sweep, resolve
@@ -142,14 +142,13 @@ def test_published_means_are_those_that_their_benchmark_is_scored_by(path):
 def test_each_switch_differs_from_the_default_in_itself_alone():
     rows = read_sweep(CONFIGS / "sweeps/switches.yaml").rows
     assert rows[0].settings == {}
-    names = [key for row in rows[1:] for key in row.settings]
-    assert names == [
-        f"spcl.{n}" for n in ("absent", "sync", "init", "source_mask", "normalize_keys")
-    ]
-    default = load("gta5", "spcl").spcl
+    default = flatten(load("gta5", "spcl").as_dict())
+    official = flatten(load("gta5", "spcl", None, ["compat=official"]).as_dict())
+    differing = {key for key in default if default[key] != official[key]} - {"compat"}
+    assert {key for row in rows for key in row.settings} == differing
     for row in rows[1:]:
-        ((key, value),) = row.settings.items()
-        assert getattr(default, key.removeprefix("spcl.")) != value
+        assert all(official[key] == value for key, value in row.settings.items())
+        assert {key.rpartition(".")[2] for key in row.settings} >= {row.name.partition("=")[0]}
 
 
 def test_a_grid_is_every_combination_and_the_last_setting_varies_fastest(tmp_path):
@@ -195,6 +194,7 @@ def test_a_grid_multiplies_rows_and_drops_their_published_values(tmp_path):
         ({"settings": {"seed": 1}, "rows": [{"name": "a"}]}, "set by --seeds"),
         ({"rows": [{"name": "a", "inferred": "yes"}]}, "inferred must be a bool"),
         ({"rows": [{"name": "a", "settings": {"spcl.temprature": 1}}]}, "spcl.temperature"),
+        ({"rows": [{"name": "a"}, {"name": "b", "settings": {"sdca.delta": 0.5}}]}, "are one run"),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(values, message, mini_data, tmp_path, capsys):
@@ -228,6 +228,16 @@ def test_mistakes_in_a_command_are_one_line(more, message, mini_data, tmp_path, 
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "sweeps").exists()
+
+
+def test_official_switches_make_a_sweep_of_their_own(mini_data, tmp_path):
+    rows = {"rows": [{"name": "a"}, {"name": "b", "settings": {"spcl.temperature": 0.5}}]}
+    settings = ([], ["train.threads=1"], ["compat=official"])
+    usual, same, official = (
+        resolved(written(tmp_path, rows), mini_data, tmp_path, (0,), "full", *more).name
+        for more in settings
+    )
+    assert usual == same != official
 
 
 def test_a_file_that_is_no_yaml_is_named_once(mini_data, tmp_path, capsys):
@@ -300,9 +310,9 @@ def test_a_files_benchmark_is_the_default(mini_data, tmp_path):
 
 
 def test_equal_rows_are_one_run(mini_data, tmp_path):
-    rows = [{"name": "a"}, {"name": "b", "settings": {"spcl.absent": "keep"}}]
-    made = resolved(written(tmp_path, {"rows": rows}), mini_data, tmp_path)
-    assert made.cells["a", 0] is made.cells["b", 0] and len(made.distinct) == 1
+    rows = [{"name": name, "settings": {"spcl.absent": name}} for name in ("keep", "decay")]
+    made = resolved(written(tmp_path, {"rows": [{"name": "a"}, *rows]}), mini_data, tmp_path)
+    assert made.cells["a", 0] is made.cells["keep", 0] and len(made.distinct) == 2
 
 
 def test_tiny_stages_are_a_twentieth_and_apart_from_full_results(mini_data, tmp_path):
