@@ -30,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    after = argparse.ArgumentParser(add_help=False)
+    after.add_argument("--storage", default=argparse.SUPPRESS, help="the same, after the command")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("ls", help="every run, a line each")
+    commands.add_parser("ls", parents=[after], help="every run, a line each")
     for name, text in (("show", "one run's table and provenance"), ("rm", "remove a run's folder")):
-        commands.add_parser(name, help=text).add_argument("run")
-    collector = commands.add_parser("gc", help="remove artefacts that no run or search refers to")
-    collector.add_argument("--storage", default=argparse.SUPPRESS, help="the same, after gc")
+        commands.add_parser(name, parents=[after], help=text).add_argument("run")
+    collector = commands.add_parser(
+        "gc", parents=[after], help="remove artefacts that no run or search refers to"
+    )
     collector.add_argument("--yes", action="store_true", help="remove without asking")
     arguments = parser.parse_args(argv)
     storage = cli.storage_root(arguments.storage)

@@ -22,6 +22,12 @@ def call(storage, *arguments):
     return cli.guarded(main, ["--storage", str(storage), *arguments])
 
 
+def test_the_storage_may_stand_after_the_command(storage, capsys):
+    assert call(storage, "ls") == cli.guarded(main, ["ls", "--storage", str(storage)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 2 and lines[: len(lines) // 2] == lines[len(lines) // 2 :]
+
+
 def test_ls_says_what_is_done(storage, capsys):
     assert call(storage, "ls") == 0
     rows = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()}
