@@ -13,6 +13,7 @@ from tune.driver import Driver
 from tune.experiment import Experiment
 from tune.rungs import Result, last_resort, next_job
 
+pytestmark = pytest.mark.slow
 CONFIGURATIONS, RUNGS, ETA = 4, 4, 2
 WARM_UP, STEPS = 6, [2, 1, 3, 4]  # a quarter, half and all of 6; then self-training
 

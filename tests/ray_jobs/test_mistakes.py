@@ -147,6 +147,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_tried_again(
     assert messages(run) == ["adversarial: started"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_a_damaged_shard_stops_both_workers_at_once(commands, cluster, own_data, tmp_path):
