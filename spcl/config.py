@@ -440,11 +440,9 @@ def told(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flatten(config.as_dict()).items() if key not in skip}
 
 
-def differences(one: Config, other: Config, *, operational: bool = False) -> list[str]:
-    """Lines "key: a -> b" of the settings that differ, operational ones left out by default."""
-    left, right = (
-        flatten(config.as_dict()) if operational else told(config) for config in (one, other)
-    )
+def differences(one: Config, other: Config) -> list[str]:
+    """Lines "key: a -> b" of what is `told` of the two and differs."""
+    left, right = told(one), told(other)
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

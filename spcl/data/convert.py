@@ -22,23 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from spcl import atomic
-from spcl.data import shards
+from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
 from spcl.data.datasets import DATASETS, Dataset, LabelFiles
 from spcl.data.encodings import ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
-from spcl.data.output import (
-    REPORT,
-    REPORT_SCHEMA,
-    check_replaceable,
-    clock,
-    is_done,
-    only_writer,
-    replacing,
-    summary,
-)
 from spcl.errors import DataError
 from spcl.settings import choose, digest
 
@@ -223,7 +213,7 @@ def convert(
         "shard_bytes": shard_bytes,
     }
     report = {
-        "schema": REPORT_SCHEMA,
+        "schema": output.REPORT_SCHEMA,
         "name": job.metadata["name"],
         "root": str(listed.root),
         "out": str(out),
@@ -231,17 +221,18 @@ def convert(
         "started": started.isoformat(timespec="seconds"),
         "samples": len(samples),
     }
-    failed = out.with_name(f"{out.name}.{REPORT}")
-    with only_writer(out):
-        if not overwrite and is_done(out, inputs):
+    failed = out.with_name(f"{out.name}.{output.REPORT}")
+    with output.only_writer(out):
+        if not overwrite and output.is_done(out, inputs):
             manifest = shards.read_manifest(out)
-            old = json.loads((out / REPORT).read_bytes()) if (out / REPORT).exists() else {}
+            written = out / output.REPORT
+            old = json.loads(written.read_bytes()) if written.exists() else {}
             wrong = golden_problem(old.get("differs_from_release", {}))
             if golden and wrong:
                 raise DataError(f"{out}: {wrong.message}")
-            return {**report, "status": "unchanged", **summary(manifest)}
+            return {**report, "status": "unchanged", **output.summary(manifest)}
         if overwrite:
-            check_replaceable(out)
+            output.check_replaceable(out)
         try:
             part = out.with_name(PART.format(out.name))
             part.mkdir(exist_ok=True)
@@ -250,15 +241,15 @@ def convert(
             _check_some(job, samples, problems)
             finished, resumed = _write(tasks, len(samples), map_tasks, progress)
             manifest, differing = _finish(job, part, finished, inputs, problems, release, golden)
-            report |= {"status": "done", **summary(manifest), **_findings(problems, source)}
+            report |= {"status": "done", **output.summary(manifest), **_findings(problems, source)}
             report |= {"shards_from_before": resumed, "differs_from_release": differing}
-            report |= clock(started)
-            atomic.write_json(part / REPORT, report)
-            with replacing(out, part):
+            report |= output.clock(started)
+            atomic.write_json(part / output.REPORT, report)
+            with output.replacing(out, part):
                 pass
             failed.unlink(missing_ok=True)
         except _Unusable as stop:
-            report |= {"status": "failed", **_findings(problems, source), **clock(started)}
+            report |= {"status": "failed", **_findings(problems, source), **output.clock(started)}
             atomic.write_json(failed, report)
             raise DataError(_failure(f"{name}/{split}", str(stop), problems, failed)) from None
         finally:

@@ -25,17 +25,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from spcl import atomic
-from spcl.data import shards
-from spcl.data.output import (
-    REPORT,
-    REPORT_SCHEMA,
-    check_replaceable,
-    clock,
-    is_done,
-    only_writer,
-    replacing,
-    summary,
-)
+from spcl.data import output, shards
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -158,7 +148,7 @@ def make_view(
     inputs = {"view_version": VIEW_VERSION, "name": metadata["name"], **made_as}
     inputs["parent_manifest_sha256"] = parent_sha256
     report = {
-        "schema": REPORT_SCHEMA,
+        "schema": output.REPORT_SCHEMA,
         "name": metadata["name"],
         "parent": str(parent),
         "out": str(out),
@@ -166,12 +156,12 @@ def make_view(
         "started": started.isoformat(timespec="seconds"),
         "samples": len(data),
     }
-    with only_writer(out):
-        if not overwrite and is_done(out, inputs):
-            return {**report, "status": "unchanged", **summary(shards.read_manifest(out))}
+    with output.only_writer(out):
+        if not overwrite and output.is_done(out, inputs):
+            return {**report, "status": "unchanged", **output.summary(shards.read_manifest(out))}
         if overwrite:
-            check_replaceable(out)
-        with replacing(out) as folder:
+            output.check_replaceable(out)
+        with output.replacing(out) as folder:
             tasks = [
                 ViewTask(str(parent), str(folder), number, metadata, (width, height), encoder)
                 for number in range(len(shards.read_manifest(parent)["shards"]))
@@ -179,8 +169,8 @@ def make_view(
             done = _run(tasks, map_tasks, progress, len(data))
             pairs = [(one.entry, one.rows) for one in done]
             manifest = shards.write_manifest(folder, metadata, inputs, pairs)
-            report |= {"status": "done", **summary(manifest), **clock(started)}
-            atomic.write_json(folder / REPORT, report)
+            report |= {"status": "done", **output.summary(manifest), **output.clock(started)}
+            atomic.write_json(folder / output.REPORT, report)
     return report
 
 
