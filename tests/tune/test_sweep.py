@@ -21,6 +21,7 @@ from spcl.errors import ConfigError
 from spcl.lease import Lease
 from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
+from spcl.results.tables import interval
 from spcl.settings import digest, flatten
 from tune import jobs, sweep, sweep_estimate, sweep_jobs
 from tune.sweep_file import read_sweep
@@ -490,17 +491,20 @@ def test_a_row_is_mean_and_t_interval_over_seeds_and_its_gain_is_paired(handmade
     assert lines["baseline"].scores["mIoU-tail"] == pytest.approx([20, 21, 22])
     assert lines["baseline"].gain is None
     # Differences 1, 1, 4: mean 2, standard deviation sqrt(3), of the mean 1.
-    mean, half = lines["source contrast"].gain
+    mean, half = interval(lines["source contrast"].gain)
     assert mean == pytest.approx(2) and half == pytest.approx(T_TWO, rel=1e-5)
     # One common seed gives no interval.
-    assert lines["all"].gain == (pytest.approx(10.1), None)
+    assert lines["all"].gain == [pytest.approx(10.1)]
     assert lines["self-training"].seeds == () and lines["self-training"].gain is None
     shown = dict(
         line.split("  ", 1) for line in as_text(make_table(handmade, {})).splitlines()[3:8]
     )
     # Values 40, 42, 44: standard deviation 2, half width 4.3027 * 2 / sqrt(3) = 4.97.
     assert "42.0 ± 5.0" in shown["baseline"] and "21.0 ± 2.5" in shown["baseline"]
-    assert "52.1 (one seed)" in shown["all"] and "+10.1 (one seed)" in shown["all"]
+    for value in ("52.1", "+10.1"):
+        assert f"{value} (no interval: one seed)" in shown["all"]
+    # Of three seeds that are all alike none is known either.
+    assert "50.0 (no interval: equal seeds)" in shown["both contrasts"]
 
 
 def test_on_another_benchmark_published_values_stand_there_without_a_difference(handmade):
@@ -530,7 +534,7 @@ def test_on_synthia_the_values_are_synthias_over_both_class_sets(handmade):
 def test_a_gain_is_over_the_seeds_that_the_reference_has(handmade):
     file = dataclasses.replace(handmade.file, reference="all")
     lines = {r.row.name: r for r in make_table(dataclasses.replace(handmade, file=file), {}).lines}
-    assert lines["baseline"].gain == (pytest.approx(42 - 52.1), None)
+    assert lines["baseline"].gain == [pytest.approx(42 - 52.1)]
 
 
 def test_a_row_of_another_network_is_not_compared_and_its_neighbours_are(handmade):
@@ -633,7 +637,7 @@ def test_a_sweep_shares_stages_and_its_table_is_what_its_matrices_say(mini_data,
         union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
         iou = np.diag(matrix)[union > 0] / union[union > 0]
         assert float(row["value"]) == pytest.approx(100 * iou.mean())
-    assert "(one seed)" in capsys.readouterr().out
+    assert "(no interval: one seed)" in capsys.readouterr().out
 
     before = {name: (storage / name / "DONE.json").read_bytes() for name in run_folders(storage)}
     first = (storage / "sweeps/s/table.md").read_bytes()
@@ -782,7 +786,7 @@ def test_a_tiny_sweep_leaves_no_run_beside_full_ones(mini_data, tmp_path, capsys
     line = call(path, mini_data, tmp_path, "--seeds", "0,0", "--scale", "tiny")
     assert sweep.main(line) == 0
     out = capsys.readouterr().out
-    assert "TINY" in out and "(one seed)" in out  # however often it is asked for
+    assert "TINY" in out and "(no interval: one seed)" in out  # however often it is asked for
     assert run_folders(tmp_path) == [] and len(run_folders(tmp_path / "sweeps/tiny")) == 1
 
 

@@ -172,11 +172,12 @@ def test_a_row_selected_with_target_labels_wears_the_badge_and_others_do_not():
 
 
 def test_a_row_is_the_mean_over_its_seeds():
-    runs = row("a", [0.4, 0.6])
-    runs[1] = replace(runs[1], iou=(0.7, 0.2), code="c1", date="2026-11-22")
+    runs = row("a", [0.4, 0.6, 0.5])
+    runs[1] = replace(runs[1], iou=(0.8, 0.2), code="c1", date="2026-11-22")
     (found,) = make_boards(runs, ())[0].rows
-    assert (found.mean, found.means, found.seeds) == (0.5, {"mIoU": 0.5}, (0, 1))
-    assert found.iou == pytest.approx((0.6, 0.2)) and found.device_hours == 1.0
+    assert found.mean == pytest.approx(0.5) and found.seeds == (0, 1, 2)
+    assert found.means == pytest.approx({"mIoU": 0.5})
+    assert found.iou == pytest.approx((0.6, 0.2)) and found.device_hours == 1.5
     assert (found.code, found.date) == (("c0", "c1"), "2026-11-22")
     assert found.low < 0.5 < found.high
 
@@ -262,8 +263,8 @@ def test_without_matrices_the_interval_is_over_seeds_alone_and_says_so():
 
 
 def test_published_rows_stand_in_order_of_value_without_a_rank():
-    runs = row("a", [0.5, 0.51], benchmark="gta5", protocol="cityscapes19")
-    runs += row("b", [0.30, 0.31], benchmark="gta5", protocol="cityscapes19")
+    runs = row("a", [0.5, 0.51, 0.505], benchmark="gta5", protocol="cityscapes19")
+    runs += row("b", [0.30, 0.31, 0.31], benchmark="gta5", protocol="cityscapes19")
     (board,) = make_boards(runs, [PRINTED])
     assert [(r.method, r.published, r.rank) for r in board.rows] == [
         ("a", False, 1),
