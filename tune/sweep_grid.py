@@ -116,7 +116,7 @@ def resolve(
         raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")
     silent = operational_keys() - {"compat"}  # which sets switches
     told = sorted(t for t in settings if t.partition("=")[0] not in silent)
-    asked = (varied | ARGUMENTS).keys() | flatten(given).keys() | silent
+    asked = ARGUMENTS.keys() | flatten(given).keys() | silent
     kept = {key: value for key, value in flatten(begun).items() if key not in asked}
     told = sorted(_overrides(kept)) + told
     benchmark = benchmark or file.benchmark or begun.get("benchmark") or "streets"
