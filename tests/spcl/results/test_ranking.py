@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spcl.results.aggregate import Run
-from spcl.results.columns import detectable
+from spcl.results.columns import detectable, interval
 from spcl.results.published import Published
 from spcl.results.ranking import TARGET_LABELS, make_boards
 from spcl.results.statistics import RESAMPLES
@@ -103,6 +103,57 @@ def test_a_row_of_one_seed_has_no_interval_and_no_rank_and_says_so():
     assert (one.rank, one.low, one.high) == (None, None, None)
     assert "one seed" in one.note
     assert any("1 row of one seed" in line for line in board.kept_apart)
+
+
+def without_matrices(runs):
+    return [replace(run, replicates=None) for run in runs]
+
+
+def shaken(runs, seed=0):
+    """With matrices: images move every run of these alike."""
+    moved = 0.02 * np.random.default_rng(seed).normal(size=RESAMPLES)
+    return [replace(r, replicates=(r.means["mIoU"] + moved).astype(np.float32)) for r in runs]
+
+
+def test_two_seeds_without_matrices_have_no_interval_no_test_and_no_rank():
+    """Equal differences gave p = 1.8e-15, hence ranks 1 and 2."""
+    rows = row("a", [0.8, 0.7]) + row("b", [0.6, 0.5]) + row("c", GOOD)
+    (board,) = make_boards(without_matrices(rows), ())
+    found = {r.method: r for r in board.rows}
+    for name in "ab":
+        one = found[name]
+        assert (one.rank, one.low, one.high, one.seed_interval) == (None, None, None, None)
+        assert interval(one) == "none: two seeds"
+        assert one.note.startswith("two seeds without matrices: no interval over seeds, not ranked")
+    assert found["c"].rank == 1 and board.detectable is None
+    (line,) = board.kept_apart
+    assert line.startswith("2 rows of two seeds without matrices: not ranked")
+
+
+def test_two_seeds_with_matrices_are_compared_unless_those_say_nothing():
+    both = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.5, 0.45]), 1)
+    (board,) = make_boards(both, ())
+    assert {r.method: r.rank for r in board.rows}.keys() == {"a", "b"}
+    assert all(r.rank and r.low < r.mean < r.high for r in board.rows)
+    assert all(r.seed_interval is None and r.image_interval for r in board.rows)
+    # The images of one row alone are no doubt about its difference from another one's.
+    apart = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.6, 0.5]), 1)
+    for one in ("a", "b"):
+        half = [replace(r, replicates=None) if r.method == one else r for r in apart]
+        (board,) = make_boards(half, ())
+        assert board.detectable is None
+    # Images that move both rows alike leave nothing but two equal differences.
+    alike = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.6, 0.5]))
+    assert ranks(alike) == {"a": 1, "b": 1}
+
+
+def test_equal_seeds_are_no_certainty():
+    rows = row("a", [0.8, 0.8, 0.8]) + row("b", [0.5, 0.5, 0.5])
+    (board,) = make_boards(without_matrices(rows), ())
+    assert [(r.rank, interval(r)) for r in board.rows] == [(None, "none: equal seeds")] * 2
+    steady = row("a", GOOD) + row("b", [score - 0.2 for score in GOOD])
+    assert ranks(steady) == {"a": 1, "b": 1}  # all differences are 0.2, to rounding
+    assert ranks(shaken(row("a", [0.8] * 3)) + shaken(row("b", [0.5] * 3), 1)) == {"a": 1, "b": 2}
 
 
 def test_the_detectable_difference_separates_what_is_ranked_from_what_is_not():
