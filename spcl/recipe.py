@@ -259,7 +259,6 @@ class Recipe:
                     if stage.kind == "train"
                 },
             } | (self._table() if evaluated else self._pictures())
-            choices.carry(self.run, self.config.chosen_by)  # a launch may have come in between
             self.run.finish(summary)
         distributed.barrier()
         return summary

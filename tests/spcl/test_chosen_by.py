@@ -136,6 +136,12 @@ def test_layers_unite(tmp_path, monkeypatch, layer):
         assert load("streets", "spcl", path, MINI).chosen_by == wanted
     path = config_file(tmp_path, {"chosen_by": {}})
     assert load("streets", "spcl", path, MINI).chosen_by == MANY
+    for other in (tmp_path / "configs/methods/spcl.yaml", tmp_path / "configs/compat/spcl.yaml"):
+        if layer == "benchmarks":  # which is read between these two
+            with open(other, "a") as file:
+                file.write(yaml.safe_dump({"chosen_by": dataclasses.asdict(FEW)}))
+            official = load("streets", "spcl", None, [*MINI, "compat=official"])
+            assert official.chosen_by == FEW | MANY
 
 
 # In a run's folder.

@@ -96,13 +96,17 @@ def test_eight_configurations_have_a_correlation():
 
 def test_audits_of_older_code_do_not_show_what_is_no_longer_told():
     summary = summary_of([row(n, 0, 0.1 * n, n) for n in range(3)])
-    old = {"spearman": 1.0, "note": None, "intervals": {"spearman": [1.0, 1.0]}}
+    old = {
+        "spearman": 1.0,
+        "note": None,
+        "intervals": {"spearman": [1.0, 1.0], "regret": [0.777, 0.888]},
+    }
     summary["validators"] = [entry | old for entry in summary["validators"]]
     summary["validators"].append(summary["validators"][0] | {"rung": "all", "configurations": 64})
     gain = {"configuration": 2, "published": 0, "rung": "half", "interval": [0.0, 0.1], "images": 7}
     gain |= {"chosen_miou": 0.5, "published_miou": 0.4, "gain": 0.1}
     text = "\n".join(report_lines(summary | {"gain": gain}))
-    assert "1.00" not in text and " all " not in text and "has 3" in text
+    assert "1.00" not in text and "77.7" not in text and " all " not in text and "has 3" in text
     assert "against the default configuration after half: 50.0 - 40.0 = +10.0 mIoU" in text
 
 

@@ -137,14 +137,19 @@ def test_two_seeds_with_matrices_are_compared_unless_those_say_nothing():
     assert all(r.rank and r.low < r.mean < r.high for r in board.rows)
     assert all(r.seed_interval is None and r.image_interval for r in board.rows)
     # The images of one row alone are no doubt about its difference from another one's.
-    apart = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.6, 0.5]), 1)
-    for one in ("a", "b"):
-        half = [replace(r, replicates=None) if r.method == one else r for r in apart]
-        (board,) = make_boards(half, ())
-        assert board.detectable is None
+    half = shaken(row("a", [0.8, 0.7])) + without_matrices(row("b", [0.6, 0.5, 0.51]))
+    (board,) = make_boards(half, ())
+    assert [r.rank for r in board.rows] == [1, 1] and board.detectable is None
     # Images that move both rows alike leave nothing but two equal differences.
     alike = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.6, 0.5]))
     assert ranks(alike) == {"a": 1, "b": 1}
+
+
+def test_a_pair_that_cannot_be_tested_asks_for_no_stronger_evidence():
+    weak = row("a", [0.52, 0.55, 0.53, 0.54]) + row("b", [0.50, 0.50, 0.50, 0.52])
+    lower = [[score - 0.2 * n for score in (0.52, 0.55, 0.53, 0.54)] for n in (1, 2)]
+    rows = weak + row("c", lower[0]) + row("d", lower[1])  # a, c and d differ by the same always
+    assert ranks(rows) == {"a": 1, "b": 2, "c": 2, "d": 2}
 
 
 def test_equal_seeds_are_no_certainty():
