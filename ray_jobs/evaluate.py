@@ -17,6 +17,7 @@ from typing import Any
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
 from spcl import cli, runs
+from spcl.chosen_by import stored
 from spcl.config import Config, Evaluation
 from spcl.data.catalog import data_root
 from spcl.errors import UserError
@@ -142,7 +143,7 @@ def run(argv: Sequence[str] | None) -> int:
         print("interrupted; nothing is left of this report", file=sys.stderr)
         return 130
     if report["table"]:
-        print(run_table(report))
+        print(run_table(report, stored(finished.run)))
     if "ccd" in report:
         print(ccd_table(report["ccd"]))
     print(f"report: {job.out}")

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from spcl import atomic, checkpoint, distributed, passes
+from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
 from spcl.config import Config, Domain, Train, differences, from_dict
@@ -93,7 +94,9 @@ class Recipe:
         """Make those of the recipe's stages that are missing, and nothing else."""
         set_up_torch(self.config.train)
         if distributed.rank() == 0:
-            about = describe(self.config, self.stages, self.shards, self.run.name)
+            united = self.config.chosen_by | choices.stored(self.run)
+            config = dataclasses.replace(self.config, chosen_by=united)
+            about = describe(config, self.stages, self.shards, self.run.name)
             self.run.write("manifest.json", about)
         makers = {
             "train": self._train,
@@ -372,7 +375,10 @@ def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> S
 
 
 def open_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, new or to be continued.  ConfigError where it belongs to another config."""
+    """The run's folder, new or to be continued.  ConfigError where it belongs to another config.
+
+    A search that has chosen the config, now or at an earlier launch, stays named in it.
+    """
     run = RunFolder(storage / name)
     path = run.folder / "config.yaml"
     if path.is_file():
@@ -383,6 +389,7 @@ def open_run(config: Config, storage: Path, name: str) -> RunFolder:
                 f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
                 f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
             )
+    config = dataclasses.replace(config, chosen_by=choices.carry(run, config.chosen_by))
     text = yaml.safe_dump(config.as_dict(), sort_keys=False)
     atomic.write_bytes(path, text.encode())
     return run

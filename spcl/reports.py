@@ -24,6 +24,7 @@ import yaml
 from spcl import atomic, export
 from spcl.analysis import PixelSample, merge, sample_pixels, write_analysis
 from spcl.artefacts import MANIFEST, verify
+from spcl.chosen_by import SECTION, stored
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import check_native, check_same_classes
 from spcl.data.shards import ShardSet
@@ -218,6 +219,7 @@ def _describe(job: Job, shards: ShardSet) -> dict[str, Any]:
         "stage": job.stage,
         "seed": finished.done["seed"],
         "selection": finished.done["selection"],
+        SECTION: dataclasses.asdict(stored(finished.run)),
         "data": {"name": shards.name, "fingerprint": shards.fingerprint},
         "settings": {k: v for k, v in settings.items() if k not in ("dataset", "split")},
         "classes": shards.class_names,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spcl import cli
+from spcl.chosen_by import stored
 from spcl.errors import UserError
 from spcl.garbage import Garbage, find_garbage, remove
 from spcl.lease import Lease
@@ -92,6 +93,8 @@ def show(run: RunFolder) -> str:
     if manifest:
         for key in ("benchmark", "method", "seed", "selection", "label_budget", "code", "commit"):
             lines.append(f"  {key}: {manifest[key]}")
+        if manifest.get("search"):
+            lines.append(f"  search: {manifest['search']}")
         if manifest.get("compat") == "official":
             lines.append("  compat: official")
         for role, data in manifest["data"].items():
@@ -103,7 +106,7 @@ def show(run: RunFolder) -> str:
     if run.failed:
         lines.append(f"  failed: {run.failed['error']}")
     if run.done:
-        lines.append(run_table(run.done))
+        lines.append(run_table(run.done, stored(run)))
     return "\n".join(lines)
 
 

@@ -161,14 +161,14 @@ def _row(
 def gain(
     experiment: Experiment, confusions: dict[str, np.ndarray], protocol: str
 ) -> dict[str, Any] | None:
-    """Oracle of the chosen configuration minus that of the published defaults, in mIoU.
+    """Oracle of the chosen configuration minus that of the default one, in mIoU.
 
     At the last rung that both have reached; interval over images, drawn for both alike.
     """
-    chosen, published = experiment.chosen, experiment.request["published"]
+    chosen, default = experiment.chosen, experiment.default
     if chosen is None:
         return None
-    reached: dict[int, dict[int, str]] = {chosen["configuration"]: {}, published: {}}
+    reached: dict[int, dict[int, str]] = {chosen["configuration"]: {}, default: {}}
     for record in experiment.done:
         if record["configuration"] in reached:
             reached[record["configuration"]][record["rung"]] = record["artefact"]
@@ -177,17 +177,17 @@ def gain(
         return None
     rung = max(shared)
     mine = confusions[reached[chosen["configuration"]][rung]]
-    theirs = confusions[reached[published][rung]]
+    theirs = confusions[reached[default][rung]]
     rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         images = rng.integers(len(mine), size=len(mine))
         drawn.append(miou(mine[images], protocol) - miou(theirs[images], protocol))
     return {
         "configuration": chosen["configuration"],
-        "published": published,
+        "default": default,
         "rung": experiment.rung_names[rung],
         "chosen_miou": miou(mine, protocol),
-        "published_miou": miou(theirs, protocol),
+        "default_miou": miou(theirs, protocol),
         "gain": miou(mine, protocol) - miou(theirs, protocol),
         "interval": [float(q) for q in np.quantile(drawn, TAILS)],
         "images": len(mine),

@@ -4,6 +4,7 @@ Opens no data and writes nothing.  Scores are computed here from the recorded va
 objective's one formula.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from spcl.chosen_by import ChosenBy
 from spcl.config import Config, from_dict
 from spcl.data.sampling import hash_chosen
 from spcl.errors import DataError
@@ -99,15 +101,36 @@ class Experiment:
         path = self.folder / "agreement.json"
         return json.loads(path.read_text())["configuration"] if path.is_file() else None
 
+    @property
+    def default(self) -> int:
+        """Number of the default configuration; searches of older code call it the published one."""
+        return self.request.get("default", self.request.get("published"))
+
+    @property
+    def picks(self) -> list[int]:
+        """The configurations that the search ends with: the chosen one and the ensemble's."""
+        if self.chosen is None:
+            return []
+        return sorted({self.chosen["configuration"], self.agreement} - {None})
+
     def config(self, configuration: int | None = None) -> Config:
         """The search's configuration, its real evaluation section included, or one of its points.
 
         What jobs add to keep target labels shut is not in it; what they hold out of the source is.
+        A point says who has chosen it.
         """
         values = merge(self.request["config"], {"source": {"holdout": self.request["holdout"]}})
         if configuration is not None:
             values = merge(values, nested(self.settings(configuration)))
-        return from_dict(values)
+        config = from_dict(values)
+        if configuration is None:
+            return config
+        own = ChosenBy(
+            search=self.name,
+            objective=self.request["objective"],
+            label_budget=self.request["label_budget"],
+        )
+        return dataclasses.replace(config, chosen_by=config.chosen_by | own)
 
     def settings(self, configuration: int) -> dict[str, Any]:
         """The searched settings of a configuration: final values by dotted key."""

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from spcl import atomic
+from spcl.chosen_by import ChosenBy
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
 from spcl.data.shards import ShardSet
@@ -23,11 +24,12 @@ SEARCHES = "searches"  # folder of experiments in the storage
 HOLDOUT = 256  # source images kept from training to validate on
 HOLDOUT_SHARE = 10  # at most a tenth of them
 FEW_LABEL = "few_label"
+DEFAULT = 0  # number of the default configuration: what benchmark and method say themselves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One search.  config: the published defaults, its evaluation section as it is."""
+    """One search.  config: the default configuration, its evaluation section as it is."""
 
     name: str
     config: Config
@@ -65,9 +67,15 @@ class Search:
             return len(ShardSet(self.data / section.dataset / section.split)) // 2
         return self.few_label
 
+    @property
+    def chosen_by(self) -> ChosenBy:
+        """Who chooses its configurations: itself, and whoever chose where it begins."""
+        own = ChosenBy(search=self.name, objective=self.objective, label_budget=self.label_budget)
+        return self.config.chosen_by | own
+
     def config_of(self, number: int, parameters: Parameters) -> tuple[Config, dict[str, Any]]:
         """A configuration's full config and its searched settings."""
-        if number == 0:  # as published to the last bit: no quotient times its divisor
+        if number == DEFAULT:  # as the files say to the last bit: no quotient times its divisor
             values = flatten(self.config.as_dict())
             return self.config, {key: values[key] for key in self.space.keys}
         settings = self.space.settings(parameters, self.config)
@@ -80,7 +88,7 @@ class Search:
 
     def reference_job(self, worker: dict[str, float]) -> Job:
         """Makes what all configurations share, and validates its network."""
-        config, settings = self.config_of(0, {})
+        config, settings = self.config_of(DEFAULT, {})
         return self._job(REFERENCE, REFERENCE, config, {}, settings, 0, worker)
 
     def _job(
@@ -95,7 +103,9 @@ class Search:
     ) -> Job:
         here = at_rung(config, self.rungs[max(rung, 0)])
         here = dataclasses.replace(
-            here, train=dataclasses.replace(here.train, workers=self.devices)
+            here,
+            train=dataclasses.replace(here.train, workers=self.devices),
+            chosen_by=self.chosen_by,
         )
         oracle = self.config.as_dict()["evaluation"] if self.objective == ORACLE else None
         return Job(
@@ -129,7 +139,7 @@ class Search:
             "sampler": self.sampler,
             "promotion": self.promotion,
             "holdout": self.config.source.holdout,
-            "published": 0,  # number of the configuration of the published defaults
+            "default": DEFAULT,
             "settings": list(self.settings),
             "data": str(self.data),
             "storage": str(self.storage),
@@ -160,6 +170,9 @@ class Search:
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: a -> b" of what makes it another search."""
     free = ("data", "storage", "settings", "config")
+    if "published" in old:  # what older code calls it
+        old = old | {"default": old["published"]}
+        del old["published"]
     left = flatten({key: value for key, value in old.items() if key not in free})
     right = flatten({key: value for key, value in new.items() if key not in free})
     lines = [

@@ -45,10 +45,10 @@ def propose(
 ) -> Parameters:
     """Parameters of a configuration: a pure function of all its arguments.
 
-    The first is what `config` says itself: the published defaults.
+    The first is what `config` says itself: the default configuration.
     """
     if number == 0:
-        return space.published(config)
+        return space.defaults(config)
     dimensions = len(space.parameters)
     if sampler == "random":
         return space.at(np.random.default_rng([seed, number]).random(dimensions).tolist())

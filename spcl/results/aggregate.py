@@ -25,6 +25,8 @@ import yaml
 from pyarrow import fs
 
 from spcl import atomic
+from spcl import chosen_by as choices
+from spcl.chosen_by import ChosenBy
 from spcl.errors import DataError
 from spcl.protocols import PROTOCOLS, check_classes, headline, score
 from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replicates
@@ -270,10 +272,10 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
     stages = {stage["title"]: stage for stage in manifest["stages"]}
     last = [title for title, stage in stages.items() if stage["kind"] == "train"][-1]
     backbone, size, older = _about_network(folder, manifest)
-    selection, label_budget = _chosen_by(folder) or (
-        manifest["selection"],
-        manifest["label_budget"],
-    )
+    chosen = {"selection": manifest["selection"], "label_budget": manifest["label_budget"]}
+    by_name = _chosen_by(folder)
+    if by_name:
+        chosen = (choices.of_manifest(manifest) | by_name).in_manifest()
     runs = []
     for row in done["table"]:
         evaluation = stages.get(f"evaluation of {row['stage']}", {})
@@ -284,8 +286,8 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "compat": manifest.get("compat", "ours"),
             "stage": row["stage"],
             "backbone": backbone,
-            "selection": selection,
-            "label_budget": label_budget,
+            "selection": chosen["selection"],
+            "label_budget": chosen["label_budget"],
             "seed": manifest["seed"],
             "eval_size": size,
             "target": manifest["data"]["evaluation"]["name"],
@@ -304,8 +306,8 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
     return runs, []
 
 
-def _chosen_by(folder: _Folder) -> tuple[str, int] | None:
-    """Objective and label budget of the search whose pick this run trains, by the run's name."""
+def _chosen_by(folder: _Folder) -> ChosenBy | None:
+    """The search whose pick this run trains, by the run's name: older manifests don't say it."""
     name = PICK.fullmatch(folder.name)
     if name is None:
         return None
@@ -313,8 +315,14 @@ def _chosen_by(folder: _Folder) -> tuple[str, int] | None:
     request = storage / "searches" / name["search"] / "search.yaml"
     if not folder.files.get_file_info(request.path).is_file:
         return None
-    values = request.yaml()
-    return values["objective"], values["label_budget"]
+    return _of_search(request.yaml(), name["search"])
+
+
+def _of_search(request: dict[str, Any], name: str) -> ChosenBy:
+    """Who has chosen a search's configurations: itself, and whoever chose where it began."""
+    own = {"search": name, "objective": request["objective"]}
+    itself = {choices.SECTION: own | {"label_budget": request["label_budget"]}}
+    return choices.of_values(itself) | choices.of_values(request.get("config", {}))
 
 
 def _about_network(
@@ -346,6 +354,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
     audit = (folder / "audit.json").json()
     if "confusions" not in audit:
         return [], [f"audited by an older version; python tune/search.py --audit {folder.name}"]
+    chosen = _of_search(request, folder.name).in_manifest()
     runs, problems = [], []
     for record in finished:
         number = f"{record['configuration']:04d}"
@@ -368,8 +377,8 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
             "compat": config.get("compat", "ours"),
             "stage": trained["title"],
             "backbone": config["model"]["name"],
-            "selection": request["objective"],
-            "label_budget": record["label_budget"],
+            "selection": chosen["selection"],
+            "label_budget": record["label_budget"] or chosen["label_budget"],
             "seed": config["seed"],
             "eval_size": (height, width),
             "target": audit["split"],
@@ -395,7 +404,11 @@ def settings_of(folder: str) -> dict[str, Any]:
         values = flatten((_open(folder) / "config.yaml").yaml())
     except Exception:  # whatever stands there, a board can do without
         return {}
-    return {name: value for name, value in values.items() if name != "seed"}
+    return {
+        name: value
+        for name, value in values.items()
+        if name != "seed" and not name.startswith(choices.SECTION)
+    }
 
 
 # Matrices.
