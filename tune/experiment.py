@@ -4,22 +4,20 @@ Opens no data and writes nothing.  Scores are computed here from the recorded va
 objective's one formula.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from spcl import records
 from spcl.config import Config, from_dict
 from spcl.data.sampling import hash_chosen
-from spcl.errors import DataError
-from spcl.settings import merge
+from spcl.errors import ConfigError, DataError
+from spcl.settings import merge, read_yaml
 from spcl.validation import objective
 
-SCHEMA = 1
 REFERENCE = -1  # the configuration and rung of the warm-up network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
 
@@ -52,8 +50,7 @@ class Experiment:
                 f"an experiment is a folder that tune/search.py has made, but {folder} has no "
                 f"search.yaml; give one of <storage>/searches/"
             )
-        self.request = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_schema(self.request, path)
+        self.request = read_request(path)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -65,7 +62,7 @@ class Experiment:
     def reference(self) -> dict[str, Any] | None:
         """The warm-up network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
-        record = read(path) if path.is_file() else None
+        record = read(path) if path.exists() else None
         return record if record and record["status"] == "done" else None
 
     @property
@@ -97,7 +94,7 @@ class Experiment:
     def agreement(self) -> int | None:
         """The configuration that agrees most with the best ones' ensemble; None if unknown."""
         path = self.folder / "agreement.json"
-        return json.loads(path.read_text())["configuration"] if path.is_file() else None
+        return read(path)["configuration"] if path.exists() else None
 
     def config(self, configuration: int | None = None) -> Config:
         """The search's configuration, its real evaluation section included, or one of its points.
@@ -116,18 +113,14 @@ class Experiment:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A job's record."""
+    """A record of the search.  DataError names a damaged one."""
+    return records.read(path, "remove it and search again")
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """What search.yaml says.  DataError names a damaged one."""
+    way_out = f"restore it, or remove the folder {path.parent} and search again"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); remove it and search again") from None
-    _check_schema(record, path)
-    return record
-
-
-def _check_schema(values: dict[str, Any], path: Path) -> None:
-    if values.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}; "
-            "use the version that wrote it"
-        )
+        return records.check(read_yaml(path), path, way_out)
+    except ConfigError as error:
+        raise DataError(f"{error}; {way_out}") from None
