@@ -18,6 +18,7 @@ from spcl.errors import ConfigError, DataError
 from spcl.settings import merge, read_yaml
 from spcl.validation import objective
 
+WAY_OUT = "remove it and search again"
 REFERENCE = -1  # the configuration and rung of the warm-up network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
 
@@ -55,14 +56,14 @@ class Experiment:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Every finished or failed job, by configuration and rung."""
-        found = [read(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
+        found = [read_job(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
         return sorted(found, key=lambda r: (r["configuration"], r["rung"]))
 
     @cached_property
     def reference(self) -> dict[str, Any] | None:
         """The warm-up network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
-        record = read(path) if path.exists() else None
+        record = read_job(path) if path.exists() else None
         return record if record and record["status"] == "done" else None
 
     @property
@@ -114,13 +115,29 @@ class Experiment:
 
 def read(path: Path) -> dict[str, Any]:
     """A record of the search.  DataError names a damaged one."""
-    return records.read(path, "remove it and search again")
+    return records.read(path, WAY_OUT)
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """A job's record.  DataError names a damaged one."""
+    record = read(path)
+    _check_keys(record, ("configuration", "rung", "status"), path, WAY_OUT)
+    return record
 
 
 def read_request(path: Path) -> dict[str, Any]:
     """What search.yaml says.  DataError names a damaged one."""
     way_out = f"restore it, or remove the folder {path.parent} and search again"
     try:
-        return records.check(read_yaml(path), path, way_out)
+        request = records.check(read_yaml(path), path, way_out)
     except ConfigError as error:
         raise DataError(f"{error}; {way_out}") from None
+    _check_keys(request, ("objective", "rungs", "space", "config"), path, way_out)
+    return request
+
+
+def _check_keys(values: dict[str, Any], keys: Sequence[str], path: Path, way_out: str) -> None:
+    """For files without a checksum."""
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; {way_out}")

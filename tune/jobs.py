@@ -37,7 +37,7 @@ from spcl.stages import Stage
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
-from tune.experiment import REFERENCE, halves, read
+from tune.experiment import REFERENCE, halves, read_job
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
@@ -93,14 +93,14 @@ def run(job: Job) -> dict[str, Any]:
     """The job's record; made unless it stands.  Raises only what another attempt may mend."""
     with waiting_lease(job.run.folder):
         if job.record.exists():
-            return read(job.record)
+            return read_job(job.record)
         attempts = _count_attempt(job)
         if from_dict(job.config).train.workers > 1:
             _nested(job, attempts)
         else:
             attempt(job, attempts)
     free_memory()
-    return read(job.record)
+    return read_job(job.record)
 
 
 def free_memory() -> None:

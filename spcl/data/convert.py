@@ -243,13 +243,13 @@ def convert(
             report |= {"status": "done", **output.summary(manifest), **_findings(problems, source)}
             report |= {"shards_from_before": resumed, "differs_from_release": differing}
             report |= output.clock(started)
-            records.write(part / output.REPORT, report)
+            atomic.write_json(part / output.REPORT, report)
             with output.replacing(out, part):
                 pass
             failed.unlink(missing_ok=True)
         except _Unusable as stop:
             report |= {"status": "failed", **_findings(problems, source), **output.clock(started)}
-            records.write(failed, report)
+            atomic.write_json(failed, report)
             raise DataError(_failure(f"{name}/{split}", str(stop), problems, failed)) from None
         finally:
             with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spcl import atomic, records
+from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
@@ -170,7 +170,7 @@ def make_view(
             pairs = [(one.entry, one.rows) for one in done]
             manifest = shards.write_manifest(folder, metadata, inputs, pairs)
             report |= {"status": "done", **output.summary(manifest), **output.clock(started)}
-            records.write(folder / output.REPORT, report)
+            atomic.write_json(folder / output.REPORT, report)
     return report
 
 

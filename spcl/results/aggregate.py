@@ -171,8 +171,13 @@ def _classify(folders: Sequence[_Folder], quiet: bool = False) -> tuple[list[_Fo
     found, problems = [], []
     for folder in folders:
         itself = next(infos)
-        have = {name: info for name in PROBED if (info := next(infos)).is_file}
+        probed = {name: next(infos) for name in PROBED}
+        have = {name: info for name, info in probed.items() if info.is_file}
         if itself.type != fs.FileType.Directory:
+            continue
+        wrong = [name for name, i in probed.items() if i.type == fs.FileType.Directory]
+        if wrong:
+            problems.append(f"{folder}: {wrong[0]} must be a file, but a folder is there")
             continue
         if "search.yaml" in have:
             jobs = files.get_file_info(fs.FileSelector(f"{folder.path}/jobs", allow_not_found=True))
@@ -305,10 +310,8 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
 
 def _check_hash(matrices: _Folder, record: dict[str, Any], name: str) -> None:
     """DataError unless a file of matrices is the one that a record names; old ones name none."""
-    if records.CHECKSUM not in record:
-        return
-    found = hashlib.sha256(matrices.read()).hexdigest()
-    if record["matrices"][name] != found:
+    expected = record.get("matrices", {}).get(name)
+    if expected and hashlib.sha256(matrices.read()).hexdigest() != expected:
         raise DataError(
             f"{matrices.name} was altered after it was written: its sha256 is another; restore it, "
             "or make it again"
