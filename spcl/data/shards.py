@@ -238,6 +238,7 @@ def contradictions(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """What a manifest says otherwise than its index and its shards do, which must be whole."""
     index = pq.ParquetFile(folder / manifest["index"]["name"]).read().to_pylist()
     found = counted(index, len(manifest["metadata"]["class_names"]))
+    found["bytes"] = sum(entry["bytes"] for entry in manifest["shards"])
     wrong = [key for key, value in found.items() if manifest[key] != value]
     for entry in manifest["shards"]:
         with pa.memory_map(str(folder / entry["name"])) as source:
