@@ -29,7 +29,7 @@ from spcl.stages import Stage
 from tune.experiment import Experiment, read_job, read_request
 
 FEW = 250  # flips of a fast test
-SOME = 1500  # of a slow one, where every bit would take minutes
+SOME = 1000  # of a slow one, where every bit would take minutes
 CLASSES = ["road", "sky", "car"]
 
 
@@ -173,6 +173,12 @@ def artefact(tmp_path) -> Path:
 
 
 def test_flips_in_an_artefacts_manifest_are_refused(artefact):
+    came = flip_all(artefact / "manifest.json", lambda: verify(artefact), FEW)
+    assert came["refused"] > 0.9 * FEW
+
+
+@pytest.mark.slow
+def test_every_flip_in_an_artefacts_manifest_is_refused(artefact):
     came = flip_all(artefact / "manifest.json", lambda: verify(artefact), None)
     assert came["refused"] > 3000
 
@@ -191,10 +197,10 @@ def test_no_flip_of_a_record_makes_garbage_of_what_it_refers_to(artefact):
     run.write("manifest.json", {"stages": []})
     (run.folder / "config.yaml").write_text("seed: 1")
     count = 0
-    for _ in flips(run.folder / "DONE.json", None):
+    for _ in flips(run.folder / "DONE.json", FEW):
         assert find_garbage(storage).folders == []
         count += 1
-    assert count > 1000
+    assert count == FEW
 
 
 # Boards.
@@ -347,4 +353,4 @@ def test_flips_in_what_a_search_continues_from_are_refused(experiment):
             assert found == whole, bit
     assert refused > 0.8 * FEW and read_request(request) == whole
     job = experiment / "jobs/0000-0.json"
-    assert flip_all(job, lambda: read_job(job), None)["refused"] > 2000
+    assert flip_all(job, lambda: read_job(job), FEW)["refused"] > 0.9 * FEW
