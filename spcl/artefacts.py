@@ -1,6 +1,6 @@
 """The store of finished stages: a folder each, named by key, verified on use.
 
-<storage>/artefacts/<title>-<key>/manifest.json   what made it, and each file's sha256
+<storage>/artefacts/<title>-<key>/manifest.json   what made it, each file's sha256, its own checksum
 """
 
 import json

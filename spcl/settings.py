@@ -70,7 +70,10 @@ def parse_yaml(data: bytes, path: Path | str, loader: Any = yaml.SafeLoader) -> 
         found = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {found}") from None
     if WHOLE in text and not text.rstrip().endswith(END):
-        raise ConfigError(f"{path} is cut: its last line must be {END!r}")
+        raise ConfigError(
+            f"{path} is cut: its last line must be {END!r}; let what wrote it write it again (a "
+            "search that is started again does so with best.yaml)"
+        )
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold key: value pairs, got {type(values).__name__}")

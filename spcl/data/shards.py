@@ -6,7 +6,8 @@ Not here: where raw files lie (`spcl.data.datasets`) and what is checked in them
 
     <folder>/shard-00000.arrow ...    images as found, labels as 8-bit grey PNG of trainIds
     <folder>/index.parquet            every column but the encoded images, with shard, batch, row
-    <folder>/manifest.json            written last: names, sizes and hashes of the others
+    <folder>/manifest.json            written last: names, sizes and hashes of the others, and its
+                                      own checksum
 """
 
 import copy

@@ -19,12 +19,16 @@ from conftest import MINI
 
 from ray_jobs import evaluate, ingest
 from spcl import cli, records, runs, train
+from spcl.config import load
 from spcl.data import inspect
+from spcl.errors import ConfigError, DataError
 from spcl.results.store import RunFolder
 from tune import leaderboard, search, sweep
+from tune.agreement import candidates, is_current
 from tune.driver import Driver
 from tune.experiment import Experiment
 from tune.outputs import write_outputs
+from tune.report import report
 from tune.study import JOURNAL
 
 DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
@@ -38,7 +42,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
 
 
 #: A handful for `make test`, the rest with the slow tests.
-FAST = ("cut", "a list", "a folder")
+FAST = ("cut", "a folder")
 EVERY = [how if how in FAST else pytest.param(how, marks=pytest.mark.slow) for how in DAMAGES]
 OF_FILES = [how for how in EVERY if how != "a folder"]
 
@@ -228,8 +232,6 @@ def searched(mini_data, tmp_path_factory) -> Path:
         job = json.loads(path.read_text())
         about = {"artefact": f"net-{path.stem}", "steps": 1, "attempts": 1, "host": "here"}
         records.write(path, job | about | {"finished": "2026-01-01T00:00:00"})
-    from tune.agreement import candidates
-
     chosen = candidates(Experiment(asked.folder))
     numbers = [one["configuration"] for one in chosen]
     agreement = {"configuration": numbers[0], "artefacts": [one["artefact"] for one in chosen]}
@@ -262,6 +264,25 @@ def test_a_damaged_record_of_a_search_is_named(again, tmp_path, capsys, file, ho
     assert again() == 2
     told(capsys, path)
     assert call(leaderboard.main, "--storage", tmp_path / "runs") == 0
+
+
+@pytest.mark.parametrize("how", EVERY)
+def test_a_damaged_pick_of_the_ensemble_is_made_again(again, tmp_path, how):
+    folder = tmp_path / "runs/searches/s"
+    assert is_current(Experiment(folder))
+    damage(folder / "agreement.json", how)
+    assert not is_current(Experiment(folder))
+    with pytest.raises(DataError, match=f"{folder}/agreement.json .*remove it and search again"):
+        _ = Experiment(folder).agreement
+
+
+@pytest.mark.parametrize("how", EVERY)
+def test_a_damaged_audit_is_named_by_the_page_of_a_search(searched, tmp_path, how):
+    folder = copied(searched, tmp_path) / "searches/s"
+    records.write(folder / "audit.json", {"validators": []})
+    damage(folder / "audit.json", how)
+    with pytest.raises(DataError, match=f"{folder}/audit.json .*remove it and audit again"):
+        report(Experiment(folder))
 
 
 @pytest.mark.parametrize("how", EVERY)
@@ -312,9 +333,6 @@ def test_training_from_a_damaged_best_yaml_is_refused(mini_data, searched, tmp_p
 
 def test_no_best_yaml_that_is_cut_passes_for_a_whole_one(searched, tmp_path):
     """Cut at the end of a line it would be valid YAML of fewer settings."""
-    from spcl.config import load
-    from spcl.errors import ConfigError
-
     whole = (searched / "searches/s/best.yaml").read_bytes()
     path, count = tmp_path / "best.yaml", 0
     ends = [n for n in range(len(whole)) if whole[n : n + 1] == b"\n"]
@@ -349,6 +367,17 @@ def test_a_damaged_cell_of_a_sweep_is_named_and_made_again(mini_data, tmp_path, 
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         assert call(sweep.run, *line) == 0
         assert (storage / "sweeps/s/table.csv").read_text() == table
+
+
+@pytest.mark.parametrize("how", [how for how in DAMAGES if how != "cut"])  # by hand, no end
+def test_a_damaged_file_of_a_sweep_is_named(mini_data, tmp_path, capsys, how):
+    path = tmp_path / "two.yaml"
+    path.write_text("rows: []")
+    damage(path, how)
+    line = [path, "--data", mini_data, "--storage", tmp_path / "runs", "--dry-run", *MINI]
+    assert call(sweep.run, *line) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
 
 
 # Storage that can't be written.
@@ -401,6 +430,7 @@ def test_commands_that_only_read_work_on_read_only_storage(read_only, tmp_path, 
     assert "results must be writable" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_that_only_read_ask_for_no_probe(
     finished, mini_data, tmp_path, monkeypatch, capsys
 ):

@@ -28,7 +28,7 @@ from spcl.settings import dump_yaml
 from spcl.stages import Stage
 from tune.experiment import Experiment, read_job, read_request
 
-FEW = 250  # flips of a fast test
+FEW = 150  # flips of a fast test
 SOME = 1000  # of a slow one, where every bit would take minutes
 CLASSES = ["road", "sky", "car"]
 
