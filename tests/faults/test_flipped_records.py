@@ -29,7 +29,7 @@ from spcl.stages import Stage
 from tune.experiment import Experiment, read_job, read_request
 
 FEW = 150  # flips of a fast test
-SOME = 1000  # of a slow one, where every bit would take minutes
+SOME = 400  # of a slow one, where every bit would take minutes
 CLASSES = ["road", "sky", "car"]
 
 
