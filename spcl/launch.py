@@ -48,10 +48,8 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     check_batches(config, config.train.workers)
     check_weights(config.weights)
-    data, storage = (
-        data_root(arguments.data),
-        cli.storage_root(arguments.storage, writes=not arguments.dry_run),
-    )
+    data = data_root(arguments.data)
+    storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)
     prepare_streets(config, data, lambda text: print(text, file=sys.stderr, flush=True))
     open_data(config, data)
     seeds = cli.parse_seeds(arguments.seeds)

@@ -3,8 +3,8 @@
     {"schema": 2, ..., "checksum": "sha256 of everything else"}
 
 Every kind of record has the same versions.  1 has no checksum and is still read; from 2 on a record
-without the right one is refused.  The digits of two versions must differ in more than one bit, or
-a single flip would make a checked record look like one that needs no checksum: after 2 comes 4.
+without the right one is refused.  A later version's digits must differ from 1 in more than one bit,
+or a single flip would make a checked record look like one that needs no checksum: after 2 comes 4.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ class MissingRecord(DataError):
 
 
 def _from_1(record: dict[str, Any]) -> dict[str, Any]:
+    """The same, without a checksum, which only a file can have."""
     return record | {"schema": 2}
 
 
