@@ -47,7 +47,8 @@ _FIELDS = {
 _METADATA = {
     "name": str, "dataset": str, "split": str, "domain_role": str, "labelled": bool, "format": str,
     "class_names": list, "palette": list, "absent_train_ids": list, "id_map": dict | None,
-    "licence": str | None, "redistribution": str | None, "view": dict | None,
+    "label_space": str | None, "raw_encoding": str | None, "licence": str | None,
+    "redistribution": str | None, "view": dict | None,
 }  # fmt: skip
 _ENTRY = {"name": str, "bytes": int, "sha256": str}
 # The columns of the index that reading needs.
@@ -237,13 +238,13 @@ def counted(rows: Sequence[dict[str, Any]], num_classes: int) -> dict[str, Any]:
 
 def contradictions(folder: Path, manifest: dict[str, Any]) -> list[str]:
     """What a manifest says otherwise than its index and its shards do, which must be whole."""
-    index = pq.ParquetFile(folder / manifest["index"]["name"]).read().to_pylist()
-    found = counted(index, len(manifest["metadata"]["class_names"]))
+    index = pq.ParquetFile(folder / manifest["index"]["name"]).read()
+    found = counted(index.to_pylist(), index.schema.field("class_pixels").type.list_size)
     found["bytes"] = sum(entry["bytes"] for entry in manifest["shards"])
     wrong = [key for key, value in found.items() if manifest[key] != value]
     for entry in manifest["shards"]:
         with pa.memory_map(str(folder / entry["name"])) as source:
-            described = pa.ipc.open_file(source).schema.metadata
+            described = pa.ipc.open_file(source).schema.metadata or {}
         says = {
             key.decode().removeprefix(METADATA_PREFIX): json.loads(value)
             for key, value in described.items()
