@@ -104,9 +104,10 @@ def report_name(stage: str, settings: Evaluation, own: Evaluation) -> str:
 def find_run(arguments: argparse.Namespace) -> Path:
     """The folder of the run, absolute."""
     path = Path(arguments.run)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").exists():
         return path.resolve()
-    return runs.find(cli.storage_root(arguments.storage), arguments.run).folder
+    storage = cli.storage_root(arguments.storage, writes=arguments.out is None)
+    return runs.find(storage, arguments.run).folder
 
 
 def run(argv: Sequence[str] | None) -> int:

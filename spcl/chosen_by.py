@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from spcl import atomic
 from spcl.errors import ConfigError
-from spcl.settings import build, read_yaml, setting
+from spcl.settings import build, dump_yaml, read_yaml, setting
 
 if TYPE_CHECKING:
     from spcl.results.store import RunFolder
@@ -104,7 +102,7 @@ def carry(run: "RunFolder", chosen_by: ChosenBy) -> ChosenBy:
     united = stored(run) | chosen_by
     path = run.folder / "config.yaml"
     if path.is_file() and of_values(values := read_yaml(path)) != united:
-        text = yaml.safe_dump(values | {SECTION: dataclasses.asdict(united)}, sort_keys=False)
+        text = dump_yaml(values | {SECTION: dataclasses.asdict(united)})
         atomic.write_bytes(path, text.encode())
     manifest = run.manifest
     if manifest and of_manifest(manifest) != united:

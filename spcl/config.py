@@ -412,6 +412,8 @@ def load(
     """The resolved, checked configuration.  Raises ConfigError."""
     given = parse_overrides(overrides)
     from_file = read_config(file) if file else {}
+    if file and not from_file:
+        raise ConfigError(f"{file} holds no settings; write them, or leave --config out")
     benchmark = benchmark or given.get("benchmark") or from_file.get("benchmark") or "streets"
     method = method or given.get("method") or from_file.get("method") or "spcl"
     choose(benchmark, known("benchmarks"), "benchmark")

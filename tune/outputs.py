@@ -15,12 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from spcl import atomic
 from spcl.chosen_by import SECTION
 from spcl.config import load
-from spcl.settings import flatten
+from spcl.settings import dump_yaml, flatten
 from tune.experiment import Experiment, nested
 from tune.report import report
 
@@ -92,7 +91,7 @@ def _yaml(experiment: Experiment, number: int | None, found: Sequence[str], path
         "  " + shlex.join(_command(experiment, path)),
     ]
     comment = "".join(f"# {_one_line(line)}\n" for line in header)
-    return comment + yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    return comment + dump_yaml(written)
 
 
 def _command(experiment: Experiment, path: Path) -> list[str]:

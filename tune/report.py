@@ -4,7 +4,6 @@ It is one file: plotly.js is in it once, and it asks nothing of the network.
 """
 
 import html
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
+from spcl.records import read
 from tune.experiment import ORACLE, Experiment
 from tune.space import RELATIVE
 from tune.trust import HEAD, gain_lines, table_rows, warning
@@ -29,7 +29,7 @@ OFFLINE = {"displaylogo": False, "showSendToCloud": False}
 def report(experiment: Experiment) -> str:
     """The whole page.  A section without enough trials says what it waits for."""
     path = experiment.folder / AUDIT
-    audited = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    audited = read(path, "remove it and audit again") if path.exists() else None
     sections: list[tuple[str, str]] = [
         ("Summary", _summary(experiment, audited)),
         ("History", _history(experiment)),

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from spcl import atomic
+from spcl import atomic, records
 from spcl.chosen_by import ChosenBy
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, UserError
-from spcl.settings import flatten
-from tune.experiment import ORACLE, REFERENCE, SCHEMA
+from spcl.settings import dump_yaml, flatten
+from tune.experiment import ORACLE, REFERENCE, read_request
 from tune.jobs import LABELLED_SPLIT, Job
 from tune.rungs import Rung, added_steps, at_rung, shared_stages
 from tune.space import Parameters, Space
@@ -128,7 +126,6 @@ class Search:
     def as_dict(self) -> dict[str, Any]:
         """What search.yaml holds."""
         return {
-            "schema": SCHEMA,
             "benchmark": self.config.benchmark,
             "method": self.config.method,
             "objective": self.objective,
@@ -156,20 +153,19 @@ class Search:
         Where data and results lie may change.
         """
         path = self.folder / "search.yaml"
-        if path.is_file():
-            changed = _changes(yaml.safe_load(path.read_text(encoding="utf-8")), self.as_dict())
+        if path.exists():
+            changed = _changes(read_request(path), self.as_dict())
             if changed:
                 raise ConfigError(
                     f"search {self.name!r} exists and asked for something else "
                     f"({'; '.join(changed[:5])}); choose another --name"
                 )
-        text = yaml.safe_dump(self.as_dict(), sort_keys=False)
-        atomic.write_bytes(path, text.encode())
+        atomic.write_bytes(path, dump_yaml(records.seal(self.as_dict())).encode())
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: a -> b" of what makes it another search."""
-    free = ("data", "storage", "settings", "config")
+    free = ("data", "storage", "settings", "config", "schema", records.CHECKSUM)
     if "published" in old:  # what older code calls it
         old = old | {"default": old["published"]}
         del old["published"]

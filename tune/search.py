@@ -81,7 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def resolve(arguments: argparse.Namespace) -> Search:
     """The search that is asked for, checked as far as possible without starting anything."""
     config = load(arguments.benchmark, arguments.method, None, arguments.settings)
-    data, storage = data_root(arguments.data), cli.storage_root(arguments.storage)
+    data = data_root(arguments.data)
+    storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)
     few_label_count(arguments.objective)
     choose(arguments.objective.partition(":")[0], OBJECTIVES, "objective")
     space = load_space(arguments.space or config.method, config)
@@ -176,9 +177,9 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
 def find_experiment(name: str, storage: str | None) -> Path:
     """The folder of an experiment, given as such or by name."""
     folder = Path(name)
-    if (folder / "search.yaml").is_file():
+    if (folder / "search.yaml").exists():
         return folder.resolve()
-    root = cli.storage_root(storage) / SEARCHES
+    root = cli.storage_root(storage, writes=False) / SEARCHES
     found = sorted(path.parent.name for path in root.glob("*/search.yaml"))
     if not found:
         raise UserError(f"there are no searches in {root}; give --storage, or search first")

@@ -73,7 +73,7 @@ def run(argv: Sequence[str] | None) -> int:
         arguments.scale,
         arguments.settings,
         data_root(arguments.data),
-        cli.storage_root(arguments.storage),
+        cli.storage_root(arguments.storage, writes=not arguments.dry_run),
         _say,
         name=arguments.name,
         workers=arguments.workers_per_cell,

@@ -199,7 +199,7 @@ def damage(folder, how):
         case "a list":
             (folder / "DONE.json").write_text("[]")
         case "newer":
-            edit(folder / "DONE.json", schema=2)
+            edit(folder / "DONE.json", schema=99)
         case "foreign":
             (folder / "DONE.json").write_text('{"schema": 1, "accuracy": 1}')
         case "no manifest":
@@ -227,7 +227,7 @@ def damage(folder, how):
     [
         ("no json", "DONE.json is not valid JSON"),
         ("a list", "DONE.json is no record"),
-        ("newer", "has schema 2, this version of spcl reads 1"),
+        ("newer", "has schema 99, this version of spcl reads 1"),
         ("foreign", "a record lacks 'table'"),
         ("no manifest", "manifest.json"),
         ("no matrices", "spcl.parquet"),
