@@ -1,8 +1,8 @@
 """Where Ray Train meets spcl: what runs on each worker.
 
 Workers import this module by name, so it stays importable and free of driver state.  A mistake of
-ours or the user's goes to FAILED.json, where the driver sees it; only what is left, lost workers,
-is for Ray to try again.
+ours or the user's, or a full disk, is what the worker returns, and in FAILED.json where that can be
+written; only what is left, lost workers, is for Ray to try again.
 """
 
 import os
@@ -15,7 +15,8 @@ import ray.train
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
-from spcl import distributed
+from ray_jobs.group import stop, stopped
+from spcl import atomic, distributed
 from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
@@ -34,27 +35,34 @@ def pack(request: Request, launch: str) -> dict[str, Any]:
     }
 
 
-def train_worker(job: dict[str, Any]) -> None:
-    """Run one recipe on this rank of a Ray Train worker group."""
+def train_worker(job: dict[str, Any]) -> str | None:
+    """Run one recipe on this rank of a Ray Train worker group; returns why it failed, if it did."""
     request = Request(
         from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
     )
     run = RunFolder(request.storage / request.name)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    _redirect_output(run.folder / "logs" / f"{job['launch']}-rank{rank}.log")
-    sys.stderr.write(
-        f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
-    )
-    if any(distributed.gather(run.failed is not None)):
-        return  # restarted after the failure below
+    earlier = [reason for reason in distributed.gather(stopped(job["launch"])) if reason]
+    if earlier:
+        return earlier[0]  # restarted after the failure below
     try:
+        log = run.folder / "logs" / f"{job['launch']}-rank{rank}.log"
+        with atomic.writing(log):
+            _redirect_output(log)
+            sys.stderr.write(
+                f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
+            )
         # Ray decides which of a node's GPUs are this worker's.
         summary = run_on_rank(request, get_device().index or 0, ray.train.report)
-        _report_final(request, summary)
-    except UserError:  # is in FAILED.json
+        with atomic.writing(run.folder / "ray"):
+            _report_final(request, summary)
+    except UserError as error:
         if world_size > 1:
+            stop(job["launch"], str(error))
             raise  # a rank that waits for this one hears of it only when Ray stops the group
+        return str(error)
+    return None
 
 
 def _report_final(request: Request, summary: dict[str, Any]) -> None:

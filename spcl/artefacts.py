@@ -48,7 +48,7 @@ class ArtefactStore:
         temporary = self.root / name
         if distributed.rank() == 0:
             self._sweep()
-            temporary.mkdir(parents=True, exist_ok=True)
+            atomic.mkdir(temporary)
         distributed.barrier()
         try:
             yield temporary

@@ -26,7 +26,8 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Store the state reached after `step` steps (rank 0 only)."""
         with atomic.folder(self.folder / f"step-{step:08d}") as temporary:
-            torch.save(state, temporary / "state.pt")
+            with atomic.opened(temporary / "state.pt") as file:
+                torch.save(state, file)
             digest = atomic.sha256(temporary / "state.pt")
             atomic.write_json(
                 temporary / "manifest.json", {"schema": SCHEMA, "step": step, "sha256": digest}

@@ -24,8 +24,9 @@ class Lease:
         self._mine = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def __enter__(self) -> "Lease":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._take()
+        with atomic.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from spcl import atomic, checkpoint, distributed, passes
 from spcl.artefacts import ArtefactStore
@@ -29,6 +28,7 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import ConfigError, UserError
 from spcl.evaluate import Predict, evaluate, predict_labels
+from spcl.export import write_png
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
 from spcl.models.normalization import fill_unseen_statistics
@@ -140,7 +140,8 @@ class Recipe:
         result = passes.source_pass(segmentor, self.shards["source"], size, device, memory)
         with self.store.write(stage) as folder:
             if distributed.rank() == 0:
-                torch.save(result, folder / f"{stage.kind}.pt")
+                with atomic.opened(folder / f"{stage.kind}.pt") as file:
+                    torch.save(result, file)
 
     def _predictions(self, stage: Stage) -> None:
         with self.store.write(stage) as folder:
@@ -165,7 +166,8 @@ class Recipe:
         with self.store.write(stage) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
-                np.savez_compressed(folder / "samples.npz", **self._samples(predict, shards))
+                with atomic.opened(folder / "samples.npz") as file:
+                    np.savez_compressed(file, **self._samples(predict, shards))
 
     # What stages share.
 
@@ -220,7 +222,8 @@ class Recipe:
     def _store_state(self, stage: Stage, state: dict[str, torch.Tensor]) -> None:
         with self.store.write(stage) as folder:
             if distributed.rank() == 0:
-                torch.save({"schema": checkpoint.SCHEMA, "method": state}, folder / "checkpoint.pt")
+                with atomic.opened(folder / "checkpoint.pt") as file:
+                    torch.save({"schema": checkpoint.SCHEMA, "method": state}, file)
 
     @torch.no_grad()
     def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
@@ -302,7 +305,7 @@ class Recipe:
             rows.append([image, *(colorize(label, shards.palette) for label in labels)])
         captions = ("image", *(["ground truth"] if shards.labelled else []), *samples)
         picture = captioned_grid(same_size(rows), captions)
-        Image.fromarray(picture).save(self.run.folder / "panel.png")
+        write_png(self.run.folder / "panel.png", picture)
 
 
 def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -20,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
+from spcl import atomic
 from spcl.config import Config
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
@@ -97,14 +99,15 @@ def mend(folder: Path) -> list[str]:
     path, said = folder / JOURNAL, []
     lock = Path(f"{path}{LOCK}")
     if os.path.lexists(lock):
-        lock.unlink()
+        with atomic.writing(lock):
+            lock.unlink()
         said.append(f"{lock.name} was left by a driver that is gone: removed")
     if not path.is_file():
         return said
     text = path.read_bytes()
     whole = _complete(text)
     if whole < len(text):
-        with open(path, "r+b") as file:
+        with atomic.opened(path, "r+b") as file:
             file.truncate(whole)
         said.append(
             f"{JOURNAL} ended in {len(text) - whole} bytes that are no complete line: cut, and "
@@ -135,12 +138,25 @@ class Started:
     rung: int  # the highest that was started
 
 
+class _File(JournalFileBackend):
+    """Optuna's journal file, where a full disk is a StorageError."""
+
+    def __init__(self, path: Path):
+        with atomic.writing(path):
+            super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with atomic.writing(self._path):
+            super().append_logs(logs)
+
+
 class Journal:
     """The study on disk: trial by configuration number, scores by rung."""
 
     def __init__(self, folder: Path, space: Space):
         self.space = space
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        self.storage = JournalStorage(_File(folder / JOURNAL))
         self.study = optuna.create_study(
             study_name=folder.name,
             storage=self.storage,

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spcl import atomic
-from spcl.errors import DataError
+from spcl.errors import DataError, StorageError
 
 SCHEMA = 1
 
@@ -62,11 +62,14 @@ class RunFolder:
         self.forget_failure()
 
     def fail(self, error: str, kind: str) -> None:
-        self.write("FAILED.json", {"error": error, "kind": kind})
+        """Note why the run ended; on a full disk only the caller's message tells it."""
+        with contextlib.suppress(StorageError):
+            self.write("FAILED.json", {"error": error, "kind": kind})
 
     def forget_failure(self) -> None:
         """A run that is tried again has not failed."""
-        (self.folder / "FAILED.json").unlink(missing_ok=True)
+        with atomic.writing(self.folder):
+            (self.folder / "FAILED.json").unlink(missing_ok=True)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The log lines; a step that stands twice (after a resume) counts by its last line."""
@@ -92,7 +95,8 @@ class RunFolder:
         return total
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        with atomic.writing(self.folder):
+            shutil.rmtree(self.folder)
 
 
 def upgrade(record: dict[str, Any], path: Path) -> dict[str, Any]:
