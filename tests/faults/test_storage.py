@@ -1,0 +1,244 @@
+"""Disks fill up, limits and permissions refuse: one line says so, and the same command goes on."""
+
+import contextlib
+import errno
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MINI
+from mini import assert_same_bits
+
+from spcl import atomic, cli
+from spcl.data.convert import convert, verify
+from spcl.errors import StorageError
+from spcl.results.store import RunFolder
+from spcl.train import main as train
+
+ROOT_ONLY = "mounting a small disk needs root, and a kernel that lets it"
+PAGE = 4096  # bytes; a tmpfs gives no less
+LINE = re.compile(
+    r"error: (?P<path>/.+): (no space left on device|file-size limit exceeded), "
+    r"[\d.]+ [KMGT]?i?B free of [\d.]+ [KMGT]iB; .+, then the same command continues\n"
+)
+
+
+class Disk:
+    """A tmpfs that can grow."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def mount(self, size: int, *more: str) -> None:
+        options = ",".join((f"size={size}", *more))
+        line = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
+        if subprocess.run(line, capture_output=True).returncode:
+            pytest.skip(ROOT_ONLY)
+
+    def resize(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    if os.geteuid() or not shutil.which("mount"):
+        pytest.skip(ROOT_ONLY)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = Disk(folder)
+    try:
+        yield made
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mini_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    assert cli.guarded(train, line_of(mini_data, storage)) == 0
+    return RunFolder(storage / "r")
+
+
+def line_of(data: Path, storage: Path) -> list[str]:
+    return ["--data", str(data), "--storage", str(storage), "--name", "r", *MINI]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What stands: finished artefacts and results, which no refused write may touch."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in ("artefacts/[!.]*/*", "r/evaluations/*", "r/config.yaml")
+        for path in folder.glob(pattern)
+        if not path.name.startswith(".")
+    }
+
+
+def climb(
+    run: Callable[[], int], grow: Callable[[], None], storage: Path, capsys: pytest.CaptureFixture
+) -> list[str]:
+    """Run until it succeeds, with more room each time; what was hit, by path in the storage."""
+    hit = []
+    while True:
+        before = files(storage)
+        code = run()
+        err = capsys.readouterr().err
+        assert before.items() <= files(storage).items()
+        assert not list(storage.rglob("lease*"))
+        if code == 0:
+            assert err == ""
+            return hit
+        told = LINE.fullmatch(err)
+        assert code == 2 and told, err
+        assert told["path"].startswith(str(storage)) and ".tmp" not in told["path"]
+        hit.append(str(Path(told["path"]).relative_to(storage)))
+        assert len(hit) < 500, "more room does not help"
+        grow()
+
+
+def kinds(hit: list[str]) -> set[str]:
+    """ "r/checkpoints/adversarial-0123" -> "checkpoints", "artefacts/spcl-0123" -> "artefacts" """
+    parts = [Path(path).parts for path in hit]
+    return {part[1] if part[0] == "r" and len(part) > 1 else part[0] for part in parts}
+
+
+@pytest.mark.parametrize(
+    ("seed", "growth", "least"),
+    [(0, (2.0, 8.0), 4), pytest.param(1, (1.02, 1.4), 30, marks=pytest.mark.slow)],
+)
+def test_a_disk_that_fills_up_again_and_again_costs_no_bit(
+    seed, growth, least, disk, undisturbed, mini_data, capsys
+):
+    """Seeded room for somewhat more each time, until the run is through."""
+    rng, size = random.Random(seed), [3 * PAGE]
+    disk.mount(size[0])
+    storage = disk.folder / "runs"
+    storage.mkdir()
+
+    def grow() -> None:
+        size[0] = int(size[0] * rng.uniform(*growth)) + PAGE
+        disk.resize(size[0])
+
+    hit = climb(lambda: cli.guarded(train, line_of(mini_data, storage)), grow, storage, capsys)
+    assert_same_bits(RunFolder(storage / "r"), undisturbed)
+    assert len(hit) >= least, hit
+    assert {"checkpoints", "artefacts", "metrics.jsonl"} <= kinds(hit) or least < 10, hit
+
+
+@pytest.mark.parametrize("factor", [4.0, pytest.param(1.3, marks=pytest.mark.slow)])
+def test_a_limit_on_the_size_of_files_costs_no_bit(
+    factor, undisturbed, mini_data, tmp_path, capsys
+):
+    limit = [64]
+
+    def run() -> int:
+        with largest_file(int(limit[0])):
+            return cli.guarded(train, line_of(mini_data, tmp_path))
+
+    def grow() -> None:
+        limit[0] *= factor
+
+    hit = climb(run, grow, tmp_path, capsys)
+    assert_same_bits(RunFolder(tmp_path / "r"), undisturbed)
+    assert len(hit) >= (25 if factor < 2 else 6), hit
+    assert {"config.yaml", "artefacts"} <= kinds(hit), hit
+
+
+PLACES = ("r/checkpoints", "r/tensorboard", "r/evaluations", "artefacts")
+
+
+@pytest.mark.parametrize("how", ["full", "no more files", "read-only"])
+def test_whatever_is_refused_is_named_and_its_room_is_enough(
+    how, disk, undisturbed, mini_data, capsys
+):
+    """A small disk of its own for each folder that a run writes to; once for every reason."""
+    storage = disk.folder / "runs"
+    disk.mount(2**26)
+    hit = []
+    for place in PLACES:
+        small = Disk(storage / place)
+        small.folder.mkdir(parents=True, exist_ok=True)
+        small.mount(PAGE, *({"read-only": ["ro"], "no more files": ["nr_inodes=1"]}.get(how, [])))
+        if how == "full":
+            (small.folder / "filler").write_bytes(bytes(PAGE))
+        code = cli.guarded(train, line_of(mini_data, storage))
+        err = capsys.readouterr().err
+        assert code == 2 and err.startswith(f"error: {small.folder}") and err.count("\n") == 1, err
+        reason = "read-only file system;" if how == "read-only" else "no space left on device, "
+        assert f": {reason}" in err and ("(inodes)" in err) == (how == "no more files"), err
+        hit.append(place)
+        failed = RunFolder(storage / "r").failed
+        assert failed["kind"] == "StorageError" and f"error: {failed['error']}\n" == err
+        subprocess.run(["umount", str(small.folder)], check=True)
+    assert cli.guarded(train, line_of(mini_data, storage)) == 0
+    assert_same_bits(RunFolder(storage / "r"), undisturbed)
+    assert not RunFolder(storage / "r").failed and len(hit) == len(PLACES)
+
+
+def test_a_limit_during_a_conversion_costs_no_byte(mini_data, tmp_path):
+    """Shards, index, manifest and report: one line each time, and in the end the same bytes."""
+    raw, hits = mini_data / "streets/raw/gta5", 0
+    usual, out, limit = tmp_path / "usual", tmp_path / "out", 64
+    convert("gta5", raw, usual, split="train", name="streets/sim")
+    while True:
+        try:
+            with largest_file(limit):
+                convert("gta5", raw, out, split="train", name="streets/sim")
+            break
+        except StorageError as error:
+            assert re.match(rf"{tmp_path}/(out|\.out\.part).*: file-size limit exceeded", str(error))
+            assert not out.exists()
+            hits, limit = hits + 1, int(limit * 1.5)
+    verify(out)
+    shards = sorted(path.name for path in usual.iterdir() if path.suffix != ".json")
+    assert all((out / name).read_bytes() == (usual / name).read_bytes() for name in shards)
+    assert hits >= 8 and len(shards) >= 9
+
+
+@pytest.mark.parametrize("number", sorted(atomic.REFUSALS), ids=errno.errorcode.get)
+def test_every_refusal_is_one_line_wherever_it_hides(number, tmp_path, capsys):
+    """Raised as it is, below another error as torch.save has it, and where nobody expects it."""
+    refused = OSError(number, os.strerror(number), str(tmp_path / "x"))
+
+    def hidden() -> None:
+        try:
+            raise refused
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904: that is the case
+
+    for raising in (lambda: (_ for _ in ()).throw(refused).__next__(), hidden):
+        with pytest.raises(StorageError, match=f"^{tmp_path}/x: .*, then the same command") as told:
+            with atomic.writing(tmp_path):
+                raising()
+        assert "\n" not in str(told.value)
+
+    def command(argv: object) -> int:
+        raise refused
+
+    assert cli.guarded(command) == 2
+    assert capsys.readouterr().err == f"error: {told.value}\n"
+
+
+def test_what_is_no_refusal_stays_what_it_is(tmp_path):
+    for other in (OSError("disk full"), OSError(errno.ENOTDIR, "x"), RuntimeError("x"), KeyError()):
+        with pytest.raises(type(other)) as raised:
+            with atomic.writing(tmp_path):
+                raise other
+        assert raised.value is other
+    assert atomic.refusal(PermissionError(errno.EACCES, "a socket")) is None
