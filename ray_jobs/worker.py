@@ -17,6 +17,7 @@ from ray.train.torch import get_device
 
 from ray_jobs.group import stop, stopped
 from spcl import atomic, distributed
+from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
@@ -32,11 +33,13 @@ def pack(request: Request, launch: str) -> dict[str, Any]:
         "storage": str(request.storage),
         "name": request.name,
         "launch": launch,
+        "commit": str(commit()),  # Ray leaves .git and the driver's environment behind
     }
 
 
 def train_worker(job: dict[str, Any]) -> str | None:
     """Run one recipe on this rank of a Ray Train worker group; returns why it failed, if it did."""
+    os.environ[VARIABLE] = job["commit"]
     request = Request(
         from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
     )

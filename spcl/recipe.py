@@ -6,7 +6,6 @@ to do, so a killed run continues by running the same command.
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +105,10 @@ class Recipe:
                 self.around.telemetry.message(f"{stage.title}: done before, reused")
                 continue
             self.around.telemetry.message(f"{stage.title}: started")
-            resumed = (self.run.folder / "checkpoints" / stage.progress).exists()
-            started = time.perf_counter()
+            # Only training leaves checkpoints: what a killed pass took is lost with its work.
+            self.checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
             make = self._source_pass if stage.reader else makers[stage.kind]
             make(stage)
-            if distributed.rank() == 0 and not resumed:  # what earlier launches took is unknown
-                seconds = (time.perf_counter() - started) * distributed.world_size()
-                self.store.write_cost(stage, seconds)
 
     # One method per kind of stage.
 
@@ -126,7 +122,7 @@ class Recipe:
             name = method.source_pass.name
             path = self.store.open(stage.inputs[name]) / f"{name}.pt"
             method.start_from(checkpoint.load(path, torch.device("cpu")))
-        checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
+        checkpoints = self.checkpoints
         fit(stage.method, method, self._steps(stage), config.train, checkpoints, self.around)
         fill_unseen_statistics(method.segmentor)
         self._store_state(stage, method.cpu().state_dict())
@@ -138,13 +134,13 @@ class Recipe:
         memory = METHODS[stage.reader].source_pass(segmentor, self.config.of(stage.reader), device)
         size = self.config.source.size
         result = passes.source_pass(segmentor, self.shards["source"], size, device, memory)
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 with atomic.opened(folder / f"{stage.kind}.pt") as file:
                     torch.save(result, file)
 
     def _predictions(self, stage: Stage) -> None:
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             passes.prediction_pass(
                 self._segmentor(stage),
                 self.shards["target"],
@@ -163,7 +159,7 @@ class Recipe:
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
         ids, matrices = evaluate(predict, shards, self.config.evaluation, self.around.device)
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
                 with atomic.opened(folder / "samples.npz") as file:
@@ -220,7 +216,7 @@ class Recipe:
         return PseudoLabels(self.shards["target"], predictions, thresholds)
 
     def _store_state(self, stage: Stage, state: dict[str, torch.Tensor]) -> None:
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 with atomic.opened(folder / "checkpoint.pt") as file:
                     torch.save({"schema": checkpoint.SCHEMA, "method": state}, file)

@@ -227,7 +227,8 @@ def _describe(job: Job, shards: ShardSet) -> dict[str, Any]:
         "table": [],
         "notes": [],
         "code": code_version(),
-        "commit": commit(),
+        "commit": commit().hash,
+        "dirty": commit().dirty,
     }
 
 

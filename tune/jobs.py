@@ -9,6 +9,7 @@ the target unless the search's objective is made of labels.
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ import torch
 
 from ray_jobs.group import stop, stopped, worker_group
 from spcl import atomic, distributed
+from spcl.commit import VARIABLE
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
@@ -43,6 +45,8 @@ from tune.experiment import REFERENCE, SCHEMA, halves
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
+ATTEMPTS = "attempts.jsonl"  # of a configuration: when each began
+SHARED = "shared_steps.jsonl"  # steps of shared stages that its attempts set out to make
 STOPPED = "stopped"  # in what a trial reports: why nothing more can be written
 LABELLED_SPLIT = "train_labelled"  # of the target, for few_label
 
@@ -65,6 +69,7 @@ class Job:
     label_budget: int = 0  # labelled target images that the objective reads
     few_label: int = 0  # that many of them, of the target's training images
     oracle: dict[str, Any] | None = None  # the evaluation section, for target_oracle alone
+    commit: str = ""  # the driver's: Ray leaves .git and the driver's environment behind
 
     @property
     def is_reference(self) -> bool:
@@ -141,10 +146,41 @@ def waiting_lease(folder: Path) -> Iterator[None]:
 
 def _count_attempt(job: Job) -> int:
     """Note that an attempt begins; returns how many there were."""
-    path = job.run.folder / "attempts.jsonl"
+    path = job.run.folder / ATTEMPTS
     line = {"rung": job.rung, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     atomic.append(path, json.dumps(line))
-    return sum(f'"rung": {job.rung},' in line for line in path.read_text().splitlines())
+    return sum(line.get("rung") == job.rung for line in _lines(path))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file of JSON lines, where one may be cut short; none where there is no file."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def spent_before(job: Job) -> float:
+    """Device-seconds of the job's attempts before this one, each up to its last log line."""
+    starts = [(line["time"], line["rung"]) for line in _lines(job.run.folder / ATTEMPTS)]
+    logged = [line["time"] for line in _lines(job.run.folder / "metrics.jsonl")]
+    spent = 0.0
+    for (start, rung), (end, _) in itertools.pairwise(starts):
+        if rung == job.rung:
+            spent += max((time for time in logged if start <= time < end), default=start) - start
+    return spent * from_dict(job.config).train.workers
+
+
+def _shared_steps(job: Job, to_make: dict[str, int]) -> dict[str, int]:
+    """Steps of the shared stages that this job makes; those of its killed attempts, too."""
+    path = job.run.folder / SHARED
+    if to_make and distributed.rank() == 0:
+        atomic.append(path, json.dumps({"rung": job.rung, "steps": to_make}))
+    made = dict(to_make)
+    for line in _lines(path):
+        made |= line["steps"] if line["rung"] == job.rung else {}
+    return made
 
 
 def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
@@ -165,21 +201,24 @@ def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
         return
     seconds = (time.perf_counter() - started) * distributed.world_size()
     if distributed.rank() == 0:
-        _write(job, status="done", attempts=attempts, device_seconds=seconds, **found)
+        spent = seconds + spent_before(job)
+        _write(job, status="done", attempts=attempts, device_seconds=spent, **found)
 
 
 def _work(job: Job, local_rank: int) -> dict[str, Any]:
+    os.environ[VARIABLE] = job.commit
     config, run = from_dict(job.config), job.run
     device = choose_device(config.train, local_rank)
     around = Surroundings(device, Telemetry(run.folder if distributed.rank() == 0 else None))
     data, storage = Path(job.data), Path(job.storage)
     recipe = Recipe(config, data, run, around, storage=storage, continued=True)
     shared = [stage for stage in recipe.stages if not touched(stage, job.shared)]
-    made = {
+    to_make = {
         stage.method: config.of(stage.method).steps
         for stage in shared
         if stage.method and not recipe.store.has(stage)
     }
+    made = _shared_steps(job, to_make)
     wanted = shared if job.is_reference else recipe.stages
     if job.is_reference:
         recipe.make(wanted)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from spcl import atomic
+from spcl.commit import commit
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
 from spcl.data.shards import ShardSet
@@ -113,6 +114,7 @@ class Search:
             label_budget=self.label_budget,
             few_label=self.few_label,
             oracle=oracle,
+            commit=str(commit()),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Workers import this module by name.  A cell's run folder is its only result: DON
 FAILED.json with the reason, which is what a piece of work returns.
 """
 
+import os
 import shutil
 import traceback
 import uuid
@@ -15,6 +16,7 @@ from typing import Any
 from ray_jobs import cluster
 from ray_jobs.group import stop, stopped, worker_group
 from spcl import atomic, distributed
+from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
 from spcl.errors import StorageError, UserError
 from spcl.recipe import Recipe, choose_device, open_run
@@ -43,6 +45,7 @@ class Task:
     keys: list[str]  # of the stages to make
     finish: bool
     worker: dict[str, float]  # resources of each worker of a group
+    commit: str  # the driver's: Ray leaves .git and the driver's environment behind
 
     @property
     def folder(self) -> RunFolder:
@@ -62,6 +65,7 @@ def task_of(work: Work, sweep: Sweep, worker: dict[str, float]) -> Task:
         keys=[stage.key for stage in work.stages],
         finish=work.finish,
         worker=worker,
+        commit=str(commit()),
     )
 
 
@@ -91,6 +95,7 @@ def perform(values: dict[str, Any]) -> str | None:
 
 def attempt(task: Task, local_rank: int = 0) -> None:
     """Make the stages on this rank; a failure is in FAILED.json afterwards."""
+    os.environ[VARIABLE] = task.commit
     config, run = from_dict(task.config), task.folder
     telemetry = Telemetry(run.folder if distributed.rank() == 0 else None)
     try:

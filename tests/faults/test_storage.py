@@ -202,7 +202,8 @@ def test_a_limit_during_a_conversion_costs_no_byte(mini_data, tmp_path):
                 convert("gta5", raw, out, split="train", name="streets/sim")
             break
         except StorageError as error:
-            assert re.match(rf"{tmp_path}/(out|\.out\.part).*: file-size limit exceeded", str(error))
+            place = rf"{tmp_path}/(out|\.out\.part).*: file-size limit exceeded"
+            assert re.match(place, str(error))
             assert not out.exists()
             hits, limit = hits + 1, int(limit * 1.5)
     verify(out)
@@ -217,12 +218,14 @@ def test_every_refusal_is_one_line_wherever_it_hides(number, tmp_path, capsys):
     refused = OSError(number, os.strerror(number), str(tmp_path / "x"))
 
     def hidden() -> None:
-        try:
-            raise refused
-        except OSError:
-            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904: that is the case
+        with contextlib.ExitStack() as stack:
+            stack.callback(fail, RuntimeError("unexpected pos 64 vs 0"))
+            fail(refused)
 
-    for raising in (lambda: (_ for _ in ()).throw(refused).__next__(), hidden):
+    def fail(error: Exception) -> None:
+        raise error
+
+    for raising in (lambda: fail(refused), hidden):
         with pytest.raises(StorageError, match=f"^{tmp_path}/x: .*, then the same command") as told:
             with atomic.writing(tmp_path):
                 raising()
