@@ -83,7 +83,7 @@ def _report_final(request: Request, summary: dict[str, Any]) -> None:
 
 def _redirect_output(path: Path) -> None:
     """Send this process's stdout and stderr to a file of the run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.mkdir(path.parent)
     sys.stdout.flush()
     sys.stderr.flush()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -40,7 +40,7 @@ class Lease:
     def _take(self) -> None:
         """Create the lease where there is none; of two processes at once, one succeeds."""
         fresh = self.path.with_name(f"lease-{uuid.uuid4().hex}.tmp")
-        fresh.write_text(json.dumps(self._mine))
+        atomic.write_bytes(fresh, json.dumps(self._mine).encode())
         try:
             self._drop_expired(fresh)
             os.link(fresh, self.path)  # fails where the path exists, unlike a rename
