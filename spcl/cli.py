@@ -72,9 +72,14 @@ def parse_seeds(text: str | None) -> list[int] | None:
     raise ConfigError(f"--seeds must look like 0..4 or 0,3,5, got {text!r}")
 
 
-def storage_root(given: str | None) -> Path:
-    """--storage, else $SPCL_STORAGE, else <repository>/runs; absolute, made, writable."""
+def storage_root(given: str | None, *, writes: bool = True) -> Path:
+    """--storage, else $SPCL_STORAGE, else <repository>/runs; absolute.
+
+    writes  it is made and must be writable; a command that only reads works on any storage
+    """
     path = Path(given or os.environ.get("SPCL_STORAGE") or REPOSITORY / "runs").resolve()
+    if not writes:
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{os.getpid()}"

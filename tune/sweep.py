@@ -41,6 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="cells at a time, at most; 0: without Ray")
     add("--workers-per-cell", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
     add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
     add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
@@ -69,17 +70,19 @@ def run(argv: Sequence[str] | None) -> int:
         arguments.scale,
         arguments.settings,
         data_root(arguments.data),
-        cli.storage_root(arguments.storage),
+        cli.storage_root(arguments.storage, writes=not arguments.dry_run),
         _say,
         name=arguments.name,
         workers=arguments.workers_per_cell,
+        dry_run=arguments.dry_run,
     )
     for cell in sweep.distinct:
         check_batches(cell.config, arguments.workers_per_cell)
     if arguments.dry_run:
+        from tune.estimate import is_timed
         from tune.sweep_estimate import describe
 
-        print(describe(sweep))
+        print(describe(sweep, is_timed(sweep.distinct[0].config, arguments.time)))
         return 0
     with Lease(sweep.folder):
         return _make(sweep, arguments)
