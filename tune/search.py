@@ -73,6 +73,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings, e.g. train.threads=1")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.time and not arguments.dry_run:
+        raise UserError("--time is of a dry run; add --dry-run")
     for name, least in (
         ("trials", 1), ("eta", 2), ("seed", 0), ("devices_per_trial", 1),
         ("max_failures", 0), ("final_seeds", 0),

@@ -47,6 +47,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings of every row")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.time and not arguments.dry_run:
+        raise UserError("--time is of a dry run; add --dry-run")
     if arguments.workers_per_cell < 1:
         raise UserError(f"--workers-per-cell must be at least 1, got {arguments.workers_per_cell}")
     if arguments.workers is not None and arguments.workers < 0:

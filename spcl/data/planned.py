@@ -75,7 +75,7 @@ class Planned:
             sizes = " or ".join(f"{width}x{height}" for width, height in sorted(self.sizes))
             facts.append(f"{self.images} images of {sizes}")
         if self.held_out:
-            facts.append(f"{self.held_out} of them held out")
+            facts.append(f"{self.held_out} held out")
         if self.absent:
             facts.append(f"none with {' or '.join(self.class_names[k] for k in self.absent)}")
         return ", ".join([*facts, "rendered on first use" if self.rendered else NOT_CONVERTED])
