@@ -117,8 +117,22 @@ def test_labels_that_are_missing_are_no_reason_not_to_plan(untimed, mini_data, c
     assert call("search", mini_data, UNWRITABLE, *asked) == 0
     out = capsys.readouterr().out
     assert re.search(r"^adversarial +[0-9a-f]{16} +no", out, re.MULTILINE)
-    assert "streets/real/train_labelled: once a run has rendered streets, write them with" in out
+    raw = mini_data / "streets/raw/cityscapes"
+    assert (
+        "streets/real/train_labelled: once a run has rendered streets, write them with: python "
+        f"ray_jobs/ingest.py --dataset cityscapes --split train_labelled --root {raw} "
+        f"--out {mini_data} --name streets/real\n"
+    ) in out
     assert out.splitlines()[-1] == "can't start yet: 1 data set missing"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_is_rendered_before_a_start_is_refused(command, tmp_path, capsys):
+    mixed = ["target.dataset=cityscapes", "evaluation.dataset=cityscapes"]
+    assert call(command, tmp_path / "data", tmp_path / "runs", *mixed) == 2
+    error = capsys.readouterr().err
+    assert "of cityscapes/train" in error and "rendering" not in error
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
