@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spcl import cli
 from spcl.results.store import RunFolder
-from spcl.results.tables import interval
+from spcl.results.tables import with_spread
 from spcl.train import main as train
 
 #: run -> (method, settings)
@@ -77,12 +77,6 @@ def value(folder: RunFolder, stage: str, mean: str) -> float:
     return 100 * row["means"][mean]["value"]
 
 
-def shown(values: list[float], sign: str = "") -> str:
-    mean, half = interval(values)
-    spread = "one seed" if half is None else f"± {half:.1f}"
-    return f"{mean:{sign}.1f} {spread}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0..4")
@@ -103,12 +97,14 @@ def main() -> None:
     print("\n| | mIoU | mIoU-tail | each seed's mIoU |\n|---|---|---|---|")
     for row, means in scores.items():
         each = " ".join(f"{v:.1f}" for v in means["mIoU"])
-        print(f"| {row} | {shown(means['mIoU'])} | {shown(means['mIoU-tail'])} | {each} |")
+        print(
+            f"| {row} | {with_spread(means['mIoU'])} | {with_spread(means['mIoU-tail'])} | {each} |"
+        )
     print("\n| SPCL against | mIoU, paired over seeds |\n|---|---|")
     for row in COMPARED:
         if row in scores and REFERENCE in scores:
             pairs = zip(scores[REFERENCE]["mIoU"], scores[row]["mIoU"], strict=True)
-            print(f"| {row} | {shown([a - b for a, b in pairs], '+')} |")
+            print(f"| {row} | {with_spread([a - b for a, b in pairs], '+')} |")
 
 
 if __name__ == "__main__":

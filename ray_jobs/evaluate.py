@@ -17,6 +17,7 @@ from typing import Any
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
 from spcl import cli, runs
+from spcl.chosen_by import stored
 from spcl.config import Config, Evaluation
 from spcl.data.catalog import data_root
 from spcl.errors import UserError
@@ -103,9 +104,10 @@ def report_name(stage: str, settings: Evaluation, own: Evaluation) -> str:
 def find_run(arguments: argparse.Namespace) -> Path:
     """The folder of the run, absolute."""
     path = Path(arguments.run)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").exists():
         return path.resolve()
-    return runs.find(cli.storage_root(arguments.storage), arguments.run).folder
+    storage = cli.storage_root(arguments.storage, writes=arguments.out is None)
+    return runs.find(storage, arguments.run).folder
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -142,7 +144,7 @@ def run(argv: Sequence[str] | None) -> int:
         print("interrupted; nothing is left of this report", file=sys.stderr)
         return 130
     if report["table"]:
-        print(run_table(report))
+        print(run_table(report, stored(finished.run)))
     if "ccd" in report:
         print(ccd_table(report["ccd"]))
     print(f"report: {job.out}")

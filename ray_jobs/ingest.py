@@ -25,8 +25,10 @@ from spcl.data.datasets import DATASETS, Dataset
 from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS
 from spcl.data.listing import NOTE
+from spcl.data.shards import MANIFEST
 from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
+from spcl.records import CHECKSUM
 from spcl.settings import choose
 
 LABELLED = "train_labelled"
@@ -149,6 +151,12 @@ def run(argv: Sequence[str] | None) -> int:
         manifest = verify(arguments.verify)
         files = len(manifest["shards"]) + 1
         print(f"{arguments.verify}: {files} files are as they were written")
+        if CHECKSUM not in manifest:
+            print(
+                f"note: {MANIFEST} is older than checksums and has none; what it says agrees with "
+                "the shards, but what was converted (inputs) is not checked; a conversion with "
+                "--overwrite writes one"
+            )
         return 0
     if not arguments.dataset or not (arguments.root or arguments.view):
         raise UserError("--dataset and --root are needed, or --verify; see --help")

@@ -204,7 +204,7 @@ class _Progress(threading.Thread):
                 self.offset += len(line)
                 try:
                     self.live.show(json.loads(line))
-                except ValueError:  # half a line, left by a killed worker
+                except (ValueError, TypeError, KeyError):  # half a line, left by a killed worker
                     continue
 
 

@@ -1,9 +1,10 @@
 """The store of finished stages: a folder each, named by key, verified on use.
 
-<storage>/artefacts/<title>-<key>/manifest.json   what made it, and each file's sha256
+<storage>/artefacts/<title>-<key>/manifest.json   what made it, each file's sha256, its own checksum
 """
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -12,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic, distributed
+from spcl import atomic, distributed, records
 from spcl.errors import DataError
 from spcl.lease import process_is_alive
 from spcl.stages import Stage
 
-SCHEMA = 1
+COST_SCHEMA = 1
 MANIFEST = "manifest.json"
 COST = "cost.json"  # device-seconds; no part of the result, so the manifest does not list it
 
@@ -31,7 +32,7 @@ class ArtefactStore:
 
     def has(self, stage: Stage) -> bool:
         """Is the stage finished?  Rank 0 looks; all ranks agree."""
-        return distributed.gather((self.path(stage) / MANIFEST).is_file())[0]
+        return distributed.gather((self.path(stage) / MANIFEST).exists())[0]
 
     def open(self, stage: Stage) -> Path:
         """The artefact's folder, every file checked.  DataError names a damaged one."""
@@ -62,15 +63,15 @@ class ArtefactStore:
 
     def write_cost(self, stage: Stage, seconds: float) -> None:
         """Note the device-seconds that a stored stage took."""
-        atomic.write_json(self.path(stage) / COST, {"schema": SCHEMA, "device_seconds": seconds})
+        atomic.write_json(
+            self.path(stage) / COST, {"schema": COST_SCHEMA, "device_seconds": seconds}
+        )
 
     def cost(self, stage: Stage) -> float | None:
         """Device-seconds of a stage and all it was made from; None where one is unknown."""
         made_from = {s.key: s for s in _ancestry(stage)}.values()
-        paths = [self.path(s) / COST for s in made_from]
-        if not all(path.is_file() for path in paths):
-            return None
-        return sum(json.loads(path.read_text())["device_seconds"] for path in paths)
+        seconds = [_seconds(self.path(s) / COST) for s in made_from]
+        return None if None in seconds else sum(seconds)
 
     def _sweep(self) -> None:
         """Remove what killed processes of this host left half-written."""
@@ -82,7 +83,6 @@ class ArtefactStore:
     def _publish(self, stage: Stage, temporary: Path) -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         manifest = {
-            "schema": SCHEMA,
             "key": stage.key,
             "stage": stage.title,
             "kind": stage.kind,
@@ -93,7 +93,7 @@ class ArtefactStore:
             "inputs": {role: s.key for role, s in stage.inputs.items()},
             "files": {str(p.relative_to(temporary)): atomic.sha256(p) for p in files},
         }
-        atomic.write_json(temporary / MANIFEST, manifest)
+        records.write(temporary / MANIFEST, manifest)
         atomic.publish(temporary, self.path(stage))
 
 
@@ -103,15 +103,27 @@ def _ancestry(stage: Stage) -> Iterator[Stage]:
         yield from _ancestry(needed)
 
 
+def _seconds(path: Path) -> float | None:
+    """What a cost.json says; None where it can't be read: it is no part of a result."""
+    try:
+        seconds = json.loads(path.read_bytes())["device_seconds"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    known = isinstance(seconds, (int, float)) and 0 <= seconds < math.inf
+    return seconds if known else None
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of an artefact, every file checked.  DataError names a damaged one."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    way_out = f"remove the folder {folder} and run the same command again"
+    manifest = records.read(folder / MANIFEST, way_out)
+    if not isinstance(manifest.get("files"), dict) or "key" not in manifest:
+        raise DataError(f"{folder / MANIFEST} is no manifest of an artefact; {way_out}")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file() or atomic.sha256(path) != expected:
             raise DataError(
-                f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; "
-                f"remove the folder {folder} and run the same command again"
+                f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; {way_out}"
             )
     return manifest
 

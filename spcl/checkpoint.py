@@ -42,7 +42,7 @@ class Checkpoints:
                 usable = manifest["schema"] == SCHEMA and manifest["step"] <= limit
                 if usable and atomic.sha256(folder / "state.pt") == manifest["sha256"]:
                     return folder / "state.pt"
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
         return None
 

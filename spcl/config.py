@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from spcl import protocols
+from spcl import chosen_by, protocols
+from spcl.chosen_by import ChosenBy
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
@@ -207,6 +208,7 @@ class _Config:
     pseudo_label: PseudoLabel = field(default_factory=PseudoLabel)
     train: Train = field(default_factory=Train)
     streets: Streets = field(default_factory=Streets)
+    chosen_by: ChosenBy = field(default_factory=ChosenBy)  # united over layers, never overridden
 
     def of(self, method: str) -> StageConfig:
         """The section of a method."""
@@ -359,7 +361,7 @@ def _read_benchmark(name: str, method: str) -> dict[str, Any]:
         choose(other, known("methods"), f"{path}: method")
     for layer in (values, *own.values()):
         _check_file(path, layer)
-    return merge(_expand(values), _expand(own.get(method, {})))
+    return _overlay(_expand(values), _expand(own.get(method, {})))
 
 
 def _read_compat(method: str) -> dict[str, Any]:
@@ -386,7 +388,19 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = merge(values, _expand(nested))
+    if chosen_by.SECTION in values:
+        raise ConfigError(
+            f"{chosen_by.SECTION} says which search has chosen the settings: only a search's own "
+            "files set it, and nothing empties it; leave it out, and give the file with --config"
+        )
     return values
+
+
+def _overlay(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge`, but who chose the settings of either stays said."""
+    merged = merge(base, other)
+    united = chosen_by.of_values(base) | chosen_by.of_values(other)
+    return merged | ({chosen_by.SECTION: dataclasses.asdict(united)} if united else {})
 
 
 def load(
@@ -398,16 +412,18 @@ def load(
     """The resolved, checked configuration.  Raises ConfigError."""
     given = parse_overrides(overrides)
     from_file = read_config(file) if file else {}
+    if file and not from_file:
+        raise ConfigError(f"{file} holds no settings; write them, or leave --config out")
     benchmark = benchmark or given.get("benchmark") or from_file.get("benchmark") or "streets"
     method = method or given.get("method") or from_file.get("method") or "spcl"
     choose(benchmark, known("benchmarks"), "benchmark")
     choose(method, known("methods"), "method")
     of_method = read_config(CONFIGS / "methods" / f"{method}.yaml")
-    usual = merge(_expand(of_method), _read_benchmark(benchmark, method))
+    usual = _overlay(_expand(of_method), _read_benchmark(benchmark, method))
     asked = merge(_expand(from_file), given) | {"benchmark": benchmark, "method": method}
     official = merge(usual, asked).get("compat") == "official"
     switches = _expand(_read_compat(method)) if official else {}
-    config = build(Config, merge(merge(usual, switches), asked))
+    config = build(Config, _overlay(_overlay(usual, switches), asked))
     config.check()
     return config
 

@@ -6,7 +6,6 @@ made from is kept with it.  A record or folder that cannot be read might name an
 everything; a run that has not yet written what it needs keeps every artefact of its seed.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,10 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from spcl import records
+from spcl.errors import ConfigError, DataError
 from spcl.lease import process_is_alive
 from spcl.results.store import RunFolder
+from spcl.settings import read_yaml
 
 ARTEFACTS = "artefacts"
 KEY_LETTERS = 16  # of a stage's key, at the end of its artefact's name
@@ -117,7 +117,7 @@ def _read_records(storage: Path) -> _Found:
                 found.is_unreadable(path)
                 continue
             found.keys |= {key.decode()[:KEY_LETTERS] for key in KEYS.findall(text)}
-            if (name in RECORDS or folder.name == "jobs") and not _is_json(text):
+            if (name in RECORDS or folder.name == "jobs") and not records.is_sound(text):
                 found.is_unreadable(path)
         request = next((name for name in REQUESTS if name in names), None)
         if request and not any(_refers(folder, name) for name in (*RECORDS, "jobs")):
@@ -128,11 +128,11 @@ def _read_records(storage: Path) -> _Found:
 def _keep_for(request: Path, found: _Found) -> None:
     """A run or search that has asked, and not yet written which artefacts it needs."""
     try:
-        values = yaml.safe_load(request.read_text(encoding="utf-8"))
+        values = read_yaml(request)
         seed = values.get("config", values)["seed"]
         if not isinstance(seed, int):
             raise ValueError
-    except (yaml.YAMLError, OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (ConfigError, ValueError, KeyError, TypeError):
         found.keep_everything(
             f"{request} has no record beside it and names no seed, so what it needs is unknown; "
             "everything is kept until its folder is removed or its run continued"
@@ -168,29 +168,24 @@ def _folders(storage: Path, found: _Found) -> Iterator[tuple[Path, list[str]]]:
             for path in map(storage.joinpath, names):
                 if path.is_symlink() and not path.exists():  # a run on a disk that is not there
                     found.is_unreadable(path)
-        yield Path(folder), names
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
+        # A folder that stands where a record should be is a record that cannot be read.
+        yield Path(folder), names + [name for name in folders if name.endswith(".json")]
 
 
 def _manifest(artefact: Path) -> dict[str, Any] | None:
     """None: damaged, or of no version we know."""
     try:
-        manifest = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = records.read(artefact / "manifest.json", "restore it")
+    except DataError:
         return None
-    inputs = manifest.get("inputs") if isinstance(manifest, dict) else None
+    inputs = manifest.get("inputs")
     is_ours = isinstance(inputs, dict) and all(isinstance(key, str) for key in inputs.values())
     return manifest if is_ours else None
 
 
 def _seed(manifest: dict[str, Any] | None) -> int | None:
-    return None if manifest is None else manifest.get("seed")
+    seed = None if manifest is None else manifest.get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def _is_leftover(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spcl import cli, distributed
+from spcl.chosen_by import stored
 from spcl.config import Config, known, load, parse_overrides, told
 from spcl.data.catalog import (
     check_streets,
@@ -120,7 +121,7 @@ def list_known() -> str:
 def show_done(request: Request, run: RunFolder) -> None:
     """The end of a run: its table and where everything is."""
     print(f"\n{run.name}  (seed {request.config.seed})")
-    print(run_table(run.done))
+    print(run_table(run.done, stored(run)))
     evaluations = "evaluations/, " if run.done["table"] else ""
     print(f"outputs: {run.folder}  (panel.png, {evaluations}tensorboard/, metrics.jsonl)")
 
@@ -129,3 +130,5 @@ def show_seeds(finished: list[RunFolder]) -> None:
     if len(finished) > 1:
         print(f"\nmean over {len(finished)} seeds, 95 % t interval, %")
         print(seeds_table([run.done for run in finished]))
+        for said in sorted({str(stored(run)) for run in finished} - {""}):
+            print(said)

@@ -13,6 +13,7 @@ from spcl.errors import UserError
 
 EXPIRES = 60.0  # seconds without a heartbeat
 HEARTBEAT = 10.0  # seconds
+LARGEST_PID = 2**22  # of Linux; kill() takes no number of any size
 
 
 class Lease:
@@ -25,6 +26,8 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir():
+            raise UserError(f"{self.path} must be a file, but a folder is there; remove it")
         self._take()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -69,10 +72,13 @@ class Lease:
                 atomic.write_json(self.path, self._mine)
 
     def _read(self) -> dict | None:
+        """None where there is none, or a damaged one, which holds nothing."""
         try:
-            return json.loads(self.path.read_text())
-        except (OSError, ValueError):
+            holder = json.loads(self.path.read_bytes())
+            whole = isinstance(holder["host"], str) and 0 < holder["pid"] <= LARGEST_PID
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
+        return holder if whole else None
 
     def _holder(self) -> dict | None:
         """Who holds the lease now; None when nobody alive does."""

@@ -40,8 +40,7 @@ def describe(
             role: {"name": s.name, "fingerprint": s.fingerprint, "samples": len(s)}
             for role, s in data.items()
         },
-        "selection": config.selection,
-        "label_budget": 0,  # labelled target images used
+        **config.chosen_by.in_manifest(),
         "protocol": config.evaluation.protocol,
         "code": code_version(),
         "commit": commit(),

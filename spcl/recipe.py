@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from spcl import atomic, checkpoint, distributed, passes
+from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
 from spcl.config import Config, Domain, Train, differences, from_dict
@@ -38,7 +38,7 @@ from spcl.protocols import absence_notes, score
 from spcl.provenance import agree, code_version, describe
 from spcl.pseudo_label import apply_thresholds, class_thresholds
 from spcl.results.store import RunFolder, read_confusions, write_confusions
-from spcl.settings import digest
+from spcl.settings import digest, dump_yaml, read_yaml
 from spcl.stages import Stage, plan
 from spcl.trainer import Surroundings, fit
 
@@ -93,7 +93,9 @@ class Recipe:
         """Make those of the recipe's stages that are missing, and nothing else."""
         set_up_torch(self.config.train)
         if distributed.rank() == 0:
-            about = describe(self.config, self.stages, self.shards, self.run.name)
+            united = self.config.chosen_by | choices.stored(self.run)
+            config = dataclasses.replace(self.config, chosen_by=united)
+            about = describe(config, self.stages, self.shards, self.run.name)
             self.run.write("manifest.json", about)
         makers = {
             "train": self._train,
@@ -262,7 +264,7 @@ class Recipe:
 
     def _table(self) -> dict[str, Any]:
         """Every evaluation's row and the notes below them; writes matrices and panel."""
-        rows, samples = [], {}
+        rows, samples, hashes = [], {}, {}
         protocol = self.config.evaluation.protocol
         for stage in (s for s in self.stages if s.kind == "evaluation"):
             folder = self.store.open(stage)
@@ -271,6 +273,7 @@ class Recipe:
             trained = scored.inputs["checkpoint"] if scored.kind == "statistics" else scored
             path = self.run.folder / "evaluations" / f"{trained.title}.parquet"
             write_confusions(path, ids, matrices)
+            hashes[trained.title] = atomic.sha256(path)
             confusion = matrices.sum(0)
             title = METHODS[trained.method].title
             rows.append({"stage": trained.title, "title": title} | score(confusion, protocol))
@@ -280,7 +283,7 @@ class Recipe:
         notes = absence_notes(
             confusion, source["dataset"], source["absent_train_ids"], self._class_names
         )
-        return {"table": rows, "notes": notes}
+        return {"table": rows, "notes": notes, "matrices": hashes}
 
     def _pictures(self) -> dict[str, Any]:
         """Without labels to score with: an empty table, a panel of target training images."""
@@ -290,7 +293,7 @@ class Recipe:
             predict = self._predict(estimated.get(stage, stage))
             samples[METHODS[stage.method].title] = self._samples(predict, shards)
         self._write_panel(samples, shards)
-        return {"table": [], "notes": []}
+        return {"table": [], "notes": [], "matrices": {}}
 
     def _write_panel(self, samples: dict[str, Any], shards: ShardSet) -> None:
         """samples: stage title -> predictions by sample number."""
@@ -371,18 +374,35 @@ def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> S
     return segmentor
 
 
+def run_config(folder: Path) -> Config:
+    """The settings of a run.  ConfigError names a damaged config.yaml and the way out."""
+    path = folder / "config.yaml"
+    way_out = f"restore it, or remove the run with: python -m spcl.runs rm {folder.name}"
+    try:
+        values = read_yaml(path)
+        if not values:
+            raise ConfigError(f"{path} holds no settings")
+        return from_dict(values)
+    except ConfigError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise ConfigError(f"{where}{error}; {way_out}") from None
+
+
 def open_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, new or to be continued.  ConfigError where it belongs to another config."""
+    """The run's folder, new or to be continued.  ConfigError where it belongs to another config.
+
+    A search that has chosen the config, now or at an earlier launch, stays named in it.
+    """
     run = RunFolder(storage / name)
     path = run.folder / "config.yaml"
-    if path.is_file():
-        old = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    if path.exists():
+        old = run_config(run.folder)
         changed = differences(old, config)
         if changed:
             raise ConfigError(
                 f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
                 f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
             )
-    text = yaml.safe_dump(config.as_dict(), sort_keys=False)
-    atomic.write_bytes(path, text.encode())
+    config = dataclasses.replace(config, chosen_by=choices.carry(run, config.chosen_by))
+    atomic.write_bytes(path, dump_yaml(config.as_dict()).encode())
     return run

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from spcl import atomic, export
 from spcl.analysis import PixelSample, merge, sample_pixels, write_analysis
 from spcl.artefacts import MANIFEST, verify
-from spcl.config import Config, Evaluation, from_dict
+from spcl.chosen_by import SECTION, stored
+from spcl.config import Config, Evaluation
 from spcl.data.catalog import check_native, check_same_classes
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label
@@ -35,7 +35,7 @@ from spcl.methods import METHODS
 from spcl.models.segmentor import Segmentor
 from spcl.protocols import absence_notes, check_classes, score
 from spcl.provenance import code_version, commit
-from spcl.recipe import load_segmentor, set_up_torch
+from spcl.recipe import load_segmentor, run_config, set_up_torch
 from spcl.results.store import SCHEMA, RunFolder, write_confusions
 from spcl.settings import choose
 
@@ -83,8 +83,7 @@ class FinishedRun:
                 f"run {self.run.name} is not finished; run the command that started it again"
             )
         self.done: dict[str, Any] = self.run.done
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        self.config: Config = from_dict(yaml.safe_load(text))
+        self.config: Config = run_config(folder)
 
     def network(self, stage: str) -> Path:
         """The folder of the artefact that a stage's evaluation reads, every file checked."""
@@ -218,6 +217,7 @@ def _describe(job: Job, shards: ShardSet) -> dict[str, Any]:
         "stage": job.stage,
         "seed": finished.done["seed"],
         "selection": finished.done["selection"],
+        SECTION: dataclasses.asdict(stored(finished.run)),
         "data": {"name": shards.name, "fingerprint": shards.fingerprint},
         "settings": {k: v for k, v in settings.items() if k not in ("dataset", "split")},
         "classes": shards.class_names,

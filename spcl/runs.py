@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spcl import cli
-from spcl.errors import UserError
+from spcl.chosen_by import stored
+from spcl.errors import DataError, UserError
 from spcl.garbage import Garbage, find_garbage, remove
 from spcl.lease import Lease
 from spcl.protocols import headline
-from spcl.results.store import RunFolder, runs
+from spcl.results.store import DONE, RunFolder, runs
 from spcl.results.tables import run_table
 from spcl.settings import choose
 
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     collector.add_argument("--yes", action="store_true", help="remove without asking")
     arguments = parser.parse_args(argv)
-    storage = cli.storage_root(arguments.storage)
+    reads_only = arguments.command in ("ls", "show")
+    storage = cli.storage_root(arguments.storage, writes=not reads_only)
     if arguments.command == "ls":
         print(list_runs(storage))
         return 0
@@ -73,25 +75,45 @@ def state(run: RunFolder) -> str:
 
 
 def list_runs(storage: Path) -> str:
-    lines = [f"{'run':<40}{'state':<12}{'mIoU':>7}{'disk':>10}"]
+    """A line for each run, and a note for each whose record is damaged."""
+    lines, notes = [f"{'run':<40}{'state':<12}{'mIoU':>7}{'disk':>10}"], []
     for run in runs(storage):
-        done = run.done
         score = "-"
-        if done and done["table"]:
-            score = f"{100 * headline(done['table'][-1]['means'])['value']:.1f}"
-        lines.append(f"{run.name:<40}{state(run):<12}{score:>7}{_size(run.bytes):>10}")
+        try:
+            done, found = run.done, state(run)
+            if done and done["table"]:
+                score = f"{100 * headline(done['table'][-1]['means'])['value']:.1f}"
+        except DataError as error:
+            found = "damaged"
+            notes.append(f"note: {error}")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:  # an old record's
+            found = "damaged"
+            notes.append(f"note: {run.folder / DONE} lacks what a table needs ({error!r})")
+        lines.append(f"{run.name:<40}{found:<12}{score:>7}{_size(run.bytes):>10}")
     shared = RunFolder(storage / "artefacts")
     if shared.folder.is_dir():
         lines.append(f"{'(shared artefacts)':<59}{_size(shared.bytes):>10}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
 def show(run: RunFolder) -> str:
+    try:
+        return _show(run)
+    except (LookupError, TypeError, AttributeError) as error:  # of a record without a checksum
+        raise DataError(
+            f"a record of {run.folder} lacks what is shown of it ({error!r}); remove {DONE} and "
+            "manifest.json there and run its command again"
+        ) from None
+
+
+def _show(run: RunFolder) -> str:
     lines = [f"{run.name}: {state(run)}, {run.folder}"]
     manifest = run.manifest
     if manifest:
         for key in ("benchmark", "method", "seed", "selection", "label_budget", "code", "commit"):
             lines.append(f"  {key}: {manifest[key]}")
+        if manifest.get("search"):
+            lines.append(f"  search: {manifest['search']}")
         if manifest.get("compat") == "official":
             lines.append("  compat: official")
         for role, data in manifest["data"].items():
@@ -103,7 +125,7 @@ def show(run: RunFolder) -> str:
     if run.failed:
         lines.append(f"  failed: {run.failed['error']}")
     if run.done:
-        lines.append(run_table(run.done))
+        lines.append(run_table(run.done, stored(run)))
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ import yaml
 
 from spcl.errors import ConfigError
 
+WHOLE = "# The last line of this file is three dots."
+END = "..."
 ALIKE = 0.4  # of difflib's ratio: what is taken for a typing error
 
 
@@ -51,15 +53,37 @@ def setting(
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of key: value pairs; ConfigError names the file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    return parse_yaml(data, path)
+
+
+def parse_yaml(data: bytes, path: Path | str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    """As `read_yaml`, of a file's bytes."""
+    try:
+        text = data.decode()
+        values = yaml.load(text, loader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8; save it again as a text file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also a date that can't be
+        found = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {found}") from None
+    if WHOLE in text and not text.rstrip().endswith(END):
+        raise ConfigError(
+            f"{path} is cut: its last line must be {END!r}; let what wrote it write it again (a "
+            "search that is started again does so with best.yaml)"
+        )
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold key: value pairs, got {type(values).__name__}")
     return values
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """YAML that `read_yaml` knows to be whole: its beginning names its end."""
+    text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, explicit_end=True)
+    return f"{WHOLE}\n{text}"
 
 
 def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:

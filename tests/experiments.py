@@ -101,7 +101,7 @@ def make(folder: Path, records: list[dict], *settings: str, **request: Any) -> P
         "storage": str(folder),
         "rungs": [{"name": name, "stages": ["adversarial", "spcl"]} for name in RUNGS],
         "label_budget": 0,
-        "published": 0,
+        "default": 0,
     } | request
     atomic.write_bytes(experiment / "search.yaml", yaml.safe_dump(asked).encode())
     reference = record(-1, -1, REFERENCE, artefact=REFERENCE_ARTEFACT, parameters={}, settings={})

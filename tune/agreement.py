@@ -1,18 +1,17 @@
 """The ensemble's pick: which of the best configurations agrees most with all of them together."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic
+from spcl import records
 from spcl.data.shards import ShardSet
+from spcl.errors import DataError
 from spcl.recipe import choose_device, load_segmentor, set_up_torch
 from spcl.validation import ensemble_predictions
 from spcl.validators.ensemble import ensemble_agreement
-from tune.experiment import Experiment
+from tune.experiment import Experiment, read
 
-SCHEMA = 1
 TOP = 5  # configurations in the ensemble
 AGREEMENT = "agreement.json"
 
@@ -44,10 +43,9 @@ def write_agreement(
     (agreement,) = run(measure, [task])
     numbers = [record["configuration"] for record in chosen]
     best = max(range(len(numbers)), key=agreement.__getitem__)
-    atomic.write_json(
+    records.write(
         experiment.folder / AGREEMENT,
         {
-            "schema": SCHEMA,
             "configuration": numbers[best],
             "configurations": numbers,
             "rungs": [record["rung"] for record in chosen],
@@ -60,9 +58,12 @@ def write_agreement(
 def is_current(experiment: Experiment) -> bool:
     """Does agreement.json speak of the present candidates?"""
     path = experiment.folder / AGREEMENT
-    if not path.is_file():
+    try:
+        known = read(path).get("artefacts")
+    except records.MissingRecord:
         return not candidates(experiment)
-    known = json.loads(path.read_text(encoding="utf-8"))["artefacts"]
+    except DataError:
+        return False  # it is made again
     return known == [record["artefact"] for record in candidates(experiment)]
 
 

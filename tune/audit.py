@@ -30,10 +30,12 @@ from spcl.errors import DataError, UserError
 from spcl.evaluate import evaluate
 from spcl.protocols import headline, score
 from spcl.recipe import choose_device, load_segmentor, set_up_torch
+from spcl.records import read, write
 from spcl.results.store import read_confusions, write_confusions
 from spcl.settings import digest
 from tune.experiment import ORACLE, Experiment, halves
 from tune.outputs import write_outputs
+from tune.report import AUDIT
 from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
 
 SCHEMA = 1
@@ -60,14 +62,26 @@ class Oracle:
             "data": self.split.fingerprint,
         }
         self.cache = experiment.folder / "audit" / digest(scored)[:16]
+        self.hashes = self._known(experiment.folder / AUDIT)  # of each artefact's matrices
         self.device = choose_device(self.config.train, 0)
         set_up_torch(self.config.train)
 
     def __call__(self, artefact: str) -> np.ndarray:
         path = self.cache / f"{artefact}.parquet"
-        if not path.is_file():
+        known = self.hashes.get(artefact)
+        if not path.is_file() or known not in (None, atomic.sha256(path)):
             write_confusions(path, *self._evaluate(artefact))
+        self.hashes[artefact] = atomic.sha256(path)
         return read_confusions(path)[1]
+
+    def _known(self, path: Path) -> dict[str, str]:
+        """Hashes that an earlier audit of the same kind has noted."""
+        try:
+            earlier = read(path, "it is made again")
+        except DataError:
+            return {}
+        same = earlier.get("confusions") == self.cache.name
+        return earlier.get("matrices", {}) if same else {}
 
     def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
         folder = self.artefacts / artefact
@@ -122,12 +136,12 @@ def audit(
     parts = halves(oracle.split.sample_ids)
     kept = parts[1] if uses_labels else np.arange(len(oracle.split))
     summary = {
-        "schema": SCHEMA,
         "experiment": experiment.name,
         "objective": experiment.request["objective"],
         "split": oracle.split.name,
         "fingerprint": oracle.split.fingerprint,
         "confusions": oracle.cache.name,
+        "matrices": {name: oracle.hashes[name] for name in confusions},
         "images": len(oracle.split),
         "protocol": protocol,
         "classes": oracle.split.class_names,
@@ -138,7 +152,7 @@ def audit(
         "optimism": optimism(experiment, confusions, parts, protocol) if uses_labels else None,
     }
     _write_rows(experiment.folder / "audit.parquet", rows)
-    atomic.write_json(experiment.folder / "audit.json", summary)
+    write(experiment.folder / AUDIT, summary)
     return rows, summary
 
 
@@ -161,14 +175,14 @@ def _row(
 def gain(
     experiment: Experiment, confusions: dict[str, np.ndarray], protocol: str
 ) -> dict[str, Any] | None:
-    """Oracle of the chosen configuration minus that of the published defaults, in mIoU.
+    """Oracle of the chosen configuration minus that of the default one, in mIoU.
 
     At the last rung that both have reached; interval over images, drawn for both alike.
     """
-    chosen, published = experiment.chosen, experiment.request["published"]
+    chosen, default = experiment.chosen, experiment.default
     if chosen is None:
         return None
-    reached: dict[int, dict[int, str]] = {chosen["configuration"]: {}, published: {}}
+    reached: dict[int, dict[int, str]] = {chosen["configuration"]: {}, default: {}}
     for record in experiment.done:
         if record["configuration"] in reached:
             reached[record["configuration"]][record["rung"]] = record["artefact"]
@@ -177,17 +191,17 @@ def gain(
         return None
     rung = max(shared)
     mine = confusions[reached[chosen["configuration"]][rung]]
-    theirs = confusions[reached[published][rung]]
+    theirs = confusions[reached[default][rung]]
     rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
         images = rng.integers(len(mine), size=len(mine))
         drawn.append(miou(mine[images], protocol) - miou(theirs[images], protocol))
     return {
         "configuration": chosen["configuration"],
-        "published": published,
+        "default": default,
         "rung": experiment.rung_names[rung],
         "chosen_miou": miou(mine, protocol),
-        "published_miou": miou(theirs, protocol),
+        "default_miou": miou(theirs, protocol),
         "gain": miou(mine, protocol) - miou(theirs, protocol),
         "interval": [float(q) for q in np.quantile(drawn, TAILS)],
         "images": len(mine),

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from spcl.errors import UserError
 from spcl.validation import objective
-from tune.experiment import REFERENCE, read
+from tune.experiment import REFERENCE, read_job
 from tune.jobs import Job, record_path, write_failure
 from tune.request import Search
 from tune.rungs import PROMOTIONS, JobKey, Result, expected_jobs, last_resort
@@ -34,7 +34,7 @@ class Driver:
         self.journal = Journal(search.folder, search.space)
         self.records: dict[JobKey, dict] = {}
         self.running: dict[JobKey, Job] = {}
-        found = [read(path) for path in (search.folder / "jobs").glob("*.json")]
+        found = [read_job(path) for path in (search.folder / "jobs").glob("*.json")]
         for record in sorted(found, key=lambda r: (r["configuration"], r["rung"])):
             self._take_in(record)  # the reference first
         self.unfinished = [
@@ -111,7 +111,7 @@ class Driver:
         if not path.is_file():
             reason = "its process was killed or lost, in every attempt" if failed else "no record"
             write_failure(job, reason, self.search.max_failures + 1)
-        record = read(path)
+        record = read_job(path)
         self._take_in(record)
         self.say(self._line(record))
 
@@ -184,5 +184,5 @@ class Driver:
 def forget_failed_reference(folder: Path) -> None:
     """A search whose shared stages failed may be tried again."""
     path = record_path(folder, REFERENCE, REFERENCE)
-    if path.is_file() and read(path)["status"] == "failed":
+    if path.is_file() and read_job(path)["status"] == "failed":
         path.unlink()

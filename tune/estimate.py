@@ -47,12 +47,12 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
         f"sampler {search.sampler}, seed {search.seed}",
     ]
     lines += [f"{role:<11}{s}" for role, s in splits.items() if isinstance(s, Planned)]
-    lines += ["", f"{'parameter':<34}{'published':>12}   searched"]
-    published = search.space.published(config)
+    lines += ["", f"{'parameter':<34}{'default':>12}   searched"]
+    defaults = search.space.defaults(config)
     for p in search.space.parameters:
         span = list(p.choices) or f"[{p.low:g}, {p.high:g}]{' log' if p.log else ''}"
         note = f" when {dict(p.when)}" if p.when else ""
-        value = published.get(p.name, "-")
+        value = defaults.get(p.name, "-")
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"{p.name:<34}{shown:>12}   {span}{note}")
 

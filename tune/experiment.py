@@ -4,22 +4,23 @@ Opens no data and writes nothing.  Scores are computed here from the recorded va
 objective's one formula.
 """
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from spcl import records
+from spcl.chosen_by import ChosenBy
 from spcl.config import Config, from_dict
 from spcl.data.sampling import hash_chosen
-from spcl.errors import DataError
-from spcl.settings import merge
+from spcl.errors import ConfigError, DataError
+from spcl.settings import merge, read_yaml
 from spcl.validation import objective
 
-SCHEMA = 1
+WAY_OUT = "remove it and search again"
 REFERENCE = -1  # the configuration and rung of the warm-up network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
 
@@ -52,20 +53,19 @@ class Experiment:
                 f"an experiment is a folder that tune/search.py has made, but {folder} has no "
                 f"search.yaml; give one of <storage>/searches/"
             )
-        self.request = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _check_schema(self.request, path)
+        self.request = read_request(path)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """Every finished or failed job, by configuration and rung."""
-        found = [read(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
+        found = [read_job(path) for path in (self.folder / "jobs").glob("[0-9]*-[0-9]*.json")]
         return sorted(found, key=lambda r: (r["configuration"], r["rung"]))
 
     @cached_property
     def reference(self) -> dict[str, Any] | None:
         """The warm-up network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
-        record = read(path) if path.is_file() else None
+        record = read_job(path) if path.exists() else None
         return record if record and record["status"] == "done" else None
 
     @property
@@ -97,17 +97,38 @@ class Experiment:
     def agreement(self) -> int | None:
         """The configuration that agrees most with the best ones' ensemble; None if unknown."""
         path = self.folder / "agreement.json"
-        return json.loads(path.read_text())["configuration"] if path.is_file() else None
+        return read(path)["configuration"] if path.exists() else None
+
+    @property
+    def default(self) -> int:
+        """Number of the default configuration; searches of older code call it the published one."""
+        return self.request.get("default", self.request.get("published"))
+
+    @property
+    def picks(self) -> list[int]:
+        """The configurations that the search ends with: the chosen one and the ensemble's."""
+        if self.chosen is None:
+            return []
+        return sorted({self.chosen["configuration"], self.agreement} - {None})
 
     def config(self, configuration: int | None = None) -> Config:
         """The search's configuration, its real evaluation section included, or one of its points.
 
         What jobs add to keep target labels shut is not in it; what they hold out of the source is.
+        A point says who has chosen it.
         """
         values = merge(self.request["config"], {"source": {"holdout": self.request["holdout"]}})
         if configuration is not None:
             values = merge(values, nested(self.settings(configuration)))
-        return from_dict(values)
+        config = from_dict(values)
+        if configuration is None:
+            return config
+        own = ChosenBy(
+            search=self.name,
+            objective=self.request["objective"],
+            label_budget=self.request["label_budget"],
+        )
+        return dataclasses.replace(config, chosen_by=config.chosen_by | own)
 
     def settings(self, configuration: int) -> dict[str, Any]:
         """The searched settings of a configuration: final values by dotted key."""
@@ -116,18 +137,30 @@ class Experiment:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A job's record."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}); remove it and search again") from None
-    _check_schema(record, path)
+    """A record of the search.  DataError names a damaged one."""
+    return records.read(path, WAY_OUT)
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """A job's record.  DataError names a damaged one."""
+    record = read(path)
+    _check_keys(record, ("configuration", "rung", "status"), path, WAY_OUT)
     return record
 
 
-def _check_schema(values: dict[str, Any], path: Path) -> None:
-    if values.get("schema") != SCHEMA:
-        raise DataError(
-            f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}; "
-            "use the version that wrote it"
-        )
+def read_request(path: Path) -> dict[str, Any]:
+    """What search.yaml says.  DataError names a damaged one."""
+    way_out = f"restore it, or remove the folder {path.parent} and search again"
+    try:
+        request = records.check(read_yaml(path), path, way_out)
+    except ConfigError as error:
+        raise DataError(f"{error}; {way_out}") from None
+    _check_keys(request, ("objective", "rungs", "space", "config"), path, way_out)
+    return request
+
+
+def _check_keys(values: dict[str, Any], keys: Sequence[str], path: Path, way_out: str) -> None:
+    """For files without a checksum."""
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}; {way_out}")

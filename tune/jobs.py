@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ray_jobs.group import worker_group
-from spcl import atomic, distributed
+from spcl import distributed, records
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
@@ -37,7 +37,7 @@ from spcl.stages import Stage
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
-from tune.experiment import REFERENCE, SCHEMA, halves
+from tune.experiment import REFERENCE, halves, read_job
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
@@ -92,15 +92,15 @@ def trial(config: dict[str, Any]) -> None:
 def run(job: Job) -> dict[str, Any]:
     """The job's record; made unless it stands.  Raises only what another attempt may mend."""
     with waiting_lease(job.run.folder):
-        if job.record.is_file():
-            return json.loads(job.record.read_text())
+        if job.record.exists():
+            return read_job(job.record)
         attempts = _count_attempt(job)
         if from_dict(job.config).train.workers > 1:
             _nested(job, attempts)
         else:
             attempt(job, attempts)
     free_memory()
-    return json.loads(job.record.read_text())
+    return read_job(job.record)
 
 
 def free_memory() -> None:
@@ -135,7 +135,9 @@ def _count_attempt(job: Job) -> int:
     line = {"rung": job.rung, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    return sum(f'"rung": {job.rung},' in line for line in path.read_text().splitlines())
+    return sum(
+        f'"rung": {job.rung},' in line for line in path.read_text(errors="replace").splitlines()
+    )
 
 
 def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
@@ -227,7 +229,6 @@ def write_failure(job: Job, reason: str, attempts: int) -> None:
 
 def _write(job: Job, **found: Any) -> None:
     record = {
-        "schema": SCHEMA,
         "configuration": job.configuration,
         "rung": job.rung,
         "parameters": job.parameters,
@@ -237,7 +238,7 @@ def _write(job: Job, **found: Any) -> None:
         "host": socket.gethostname(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    atomic.write_json(job.record, record | found)
+    records.write(job.record, record | found)
 
 
 def _reason(error: BaseException) -> str:

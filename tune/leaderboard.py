@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     folders = arguments.runs
     if folders is None or arguments.out is None:
-        storage = cli.storage_root(arguments.storage)
+        storage = cli.storage_root(arguments.storage, writes=arguments.out is None)
     folders = [str(storage)] if folders is None else [_existing(folder) for folder in folders]
     out = Path(arguments.out or storage / FOLDER).resolve()
     runs, unread = read_runs(folders, cache=out / CACHE)

@@ -1,10 +1,11 @@
-"""What a search leaves for people: best.yaml, trials.parquet, trials.csv and report.html.
+"""What a search leaves for people: best.yaml, pick-N.yaml, trials.parquet, trials.csv, report.html.
 
 Everything is made of the experiment's files, by the driver or after it; nothing here opens data or
 a network.
 """
 
 import csv
+import dataclasses
 import io
 import json
 import shlex
@@ -14,11 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from spcl import atomic
+from spcl.chosen_by import SECTION
 from spcl.config import load
-from spcl.settings import flatten
+from spcl.settings import dump_yaml, flatten
 from tune.experiment import Experiment, nested
 from tune.report import report
 
@@ -26,36 +27,33 @@ SCHEMA = 1
 
 
 def write_outputs(folder: Path) -> None:
-    """Write all four files into the experiment's folder, each whole or not at all."""
+    """Write all files into the experiment's folder, each whole or not at all."""
     experiment = Experiment(folder)
     rows = trial_rows(experiment)
     atomic.write_bytes(experiment.folder / "best.yaml", best_yaml(experiment).encode())
+    for number in experiment.picks:
+        path = pick_path(experiment, number)
+        found = [f"Configuration {number}, one of the search's final picks."]
+        atomic.write_bytes(path, _yaml(experiment, number, found, path).encode())
     atomic.write_bytes(experiment.folder / "trials.csv", as_csv(rows).encode())
     atomic.write_bytes(experiment.folder / "trials.parquet", as_parquet(rows))
     atomic.write_bytes(experiment.folder / "report.html", report(experiment).encode())
 
 
-# best.yaml
+# best.yaml and pick-N.yaml
+
+
+def pick_path(experiment: Experiment, number: int) -> Path:
+    """Where the file of a final pick lies."""
+    return experiment.folder / f"pick-{number}.yaml"
 
 
 def best_yaml(experiment: Experiment) -> str:
-    """The chosen configuration as a file for --config; the published defaults where none is."""
-    request, chosen = experiment.request, experiment.chosen
+    """The chosen configuration as a file for --config; the default one where none is."""
+    chosen = experiment.chosen
     number = None if chosen is None else chosen["configuration"]
-    config = experiment.config(number)
-    compat = f"compat={config.compat}"  # whoever reads the file has these switches set already
-    usual = flatten(load(config.benchmark, config.method, None, [compat]).as_dict())
-    shown = {*request["space"], "source.holdout"}
-    values = {
-        key: value
-        for key, value in flatten(config.as_dict()).items()
-        if key in shown or usual.get(key) != value
-    }
-    written = {name: getattr(config, name) for name in ("benchmark", "method", "compat")}
-    written |= nested(values)
-    path = experiment.folder / "best.yaml"
     if chosen is None:
-        found = ["No configuration has a score; these are the published defaults."]
+        found = ["No configuration has a score; this is the default configuration."]
     else:
         rung = experiment.rung_names[chosen["rung"]]
         found = [
@@ -65,6 +63,24 @@ def best_yaml(experiment: Experiment) -> str:
     agreed = experiment.agreement
     if agreed is not None:
         found.append(f"Agreement with the ensemble (EnsV) picks configuration {agreed}.")
+    return _yaml(experiment, number, found, experiment.folder / "best.yaml")
+
+
+def _yaml(experiment: Experiment, number: int | None, found: Sequence[str], path: Path) -> str:
+    """A configuration as the file `path`; found: what its head says of how it was found."""
+    request, config = experiment.request, experiment.config(number)
+    compat = f"compat={config.compat}"  # whoever reads the file has these switches set already
+    usual = flatten(load(config.benchmark, config.method, None, [compat]).as_dict())
+    shown = {*request["space"], "source.holdout"}
+    values = {
+        key: value
+        for key, value in flatten(config.as_dict()).items()
+        if key in shown or (usual.get(key) != value and not key.startswith(SECTION))
+    }
+    written = {name: getattr(config, name) for name in ("benchmark", "method", "compat")}
+    written |= nested(values)
+    if config.chosen_by:  # goes with every run of this file, whatever its name, to the boards
+        written[SECTION] = dataclasses.asdict(config.chosen_by)
     header = [
         f"Found by the search {experiment.name} on {config.benchmark}, method {config.method}.",
         f"Objective: {request['objective']}; labelled target images used: "
@@ -75,7 +91,7 @@ def best_yaml(experiment: Experiment) -> str:
         "  " + shlex.join(_command(experiment, path)),
     ]
     comment = "".join(f"# {_one_line(line)}\n" for line in header)
-    return comment + yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    return comment + dump_yaml(written)
 
 
 def _command(experiment: Experiment, path: Path) -> list[str]:

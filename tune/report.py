@@ -4,7 +4,6 @@ It is one file: plotly.js is in it once, and it asks nothing of the network.
 """
 
 import html
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 from plotly.offline import get_plotlyjs
 
+from spcl.records import read
 from tune.experiment import ORACLE, Experiment
 from tune.space import RELATIVE
-from tune.trust import HEAD, gain_lines, table_cells
+from tune.trust import HEAD, gain_lines, table_rows, warning
 
 FEWEST_FOR_CONTOUR = 3  # trials; fewer span no plane
 FEWEST_FOR_IMPORTANCE = 5  # trials; PED-ANOVA compares the best tenth with the rest
@@ -29,7 +29,7 @@ OFFLINE = {"displaylogo": False, "showSendToCloud": False}
 def report(experiment: Experiment) -> str:
     """The whole page.  A section without enough trials says what it waits for."""
     path = experiment.folder / AUDIT
-    audited = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    audited = read(path, "remove it and audit again") if path.exists() else None
     sections: list[tuple[str, str]] = [
         ("Summary", _summary(experiment, audited)),
         ("History", _history(experiment)),
@@ -80,6 +80,8 @@ def _summary(experiment: Experiment, audited: dict[str, Any] | None) -> str:
         facts.append(("ensemble's pick (EnsV)", f"configuration {experiment.agreement}"))
     lines = gain_lines(audited) if audited else ["no audit yet"]
     facts.append(("audit", "; ".join(lines)))
+    known = warning(request["objective"])
+    facts += [("how far to trust it", known)] if known else []
     badge = ""
     if request["label_budget"] or request["objective"] == ORACLE:
         badge = f'<p class="badge">target labels were used: {_text(request["objective"])}</p>'
@@ -174,7 +176,7 @@ def _ladder(experiment: Experiment) -> str:
 def _validators(audited: dict[str, Any] | None) -> str:
     if audited is None:
         return _empty("no audit yet: python tune/search.py --audit EXPERIMENT")
-    table = _table(HEAD, [table_cells(entry) for entry in audited["validators"]])
+    table = _table(HEAD, table_rows(audited))
     note = (
         f"Against mIoU on {audited['split']} ({audited['images']} images, {audited['protocol']}), "
         "computed after the search; 95 % bootstrap intervals over configurations."

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from spcl import atomic
+from spcl import atomic, records
+from spcl.chosen_by import ChosenBy
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
 from spcl.data.planned import count_images, find_split
 from spcl.errors import ConfigError, UserError
-from spcl.settings import flatten
-from tune.experiment import ORACLE, REFERENCE, SCHEMA
+from spcl.settings import dump_yaml, flatten
+from tune.experiment import ORACLE, REFERENCE, read_request
 from tune.jobs import LABELLED_SPLIT, Job
 from tune.rungs import Rung, added_steps, at_rung, shared_stages
 from tune.space import Parameters, Space
@@ -23,11 +22,12 @@ SEARCHES = "searches"  # folder of experiments in the storage
 HOLDOUT = 256  # source images kept from training to validate on
 HOLDOUT_SHARE = 10  # at most a tenth of them
 FEW_LABEL = "few_label"
+DEFAULT = 0  # number of the default configuration: what benchmark and method say themselves
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One search.  config: the published defaults, its evaluation section as it is."""
+    """One search.  config: the default configuration, its evaluation section as it is."""
 
     name: str
     config: Config
@@ -66,9 +66,15 @@ class Search:
             return None if count is None else count // 2
         return self.few_label
 
+    @property
+    def chosen_by(self) -> ChosenBy:
+        """Who chooses its configurations: itself, and whoever chose where it begins."""
+        own = ChosenBy(search=self.name, objective=self.objective, label_budget=self.label_budget)
+        return self.config.chosen_by | own
+
     def config_of(self, number: int, parameters: Parameters) -> tuple[Config, dict[str, Any]]:
         """A configuration's full config and its searched settings."""
-        if number == 0:  # as published to the last bit: no quotient times its divisor
+        if number == DEFAULT:  # as the files say to the last bit: no quotient times its divisor
             values = flatten(self.config.as_dict())
             return self.config, {key: values[key] for key in self.space.keys}
         settings = self.space.settings(parameters, self.config)
@@ -81,7 +87,7 @@ class Search:
 
     def reference_job(self, worker: dict[str, float]) -> Job:
         """Makes what all configurations share, and validates its network."""
-        config, settings = self.config_of(0, {})
+        config, settings = self.config_of(DEFAULT, {})
         return self._job(REFERENCE, REFERENCE, config, {}, settings, 0, worker)
 
     def _job(
@@ -96,7 +102,9 @@ class Search:
     ) -> Job:
         here = at_rung(config, self.rungs[max(rung, 0)])
         here = dataclasses.replace(
-            here, train=dataclasses.replace(here.train, workers=self.devices)
+            here,
+            train=dataclasses.replace(here.train, workers=self.devices),
+            chosen_by=self.chosen_by,
         )
         oracle = self.config.as_dict()["evaluation"] if self.objective == ORACLE else None
         return Job(
@@ -119,7 +127,6 @@ class Search:
     def as_dict(self) -> dict[str, Any]:
         """What search.yaml holds."""
         return {
-            "schema": SCHEMA,
             "benchmark": self.config.benchmark,
             "method": self.config.method,
             "objective": self.objective,
@@ -130,7 +137,7 @@ class Search:
             "sampler": self.sampler,
             "promotion": self.promotion,
             "holdout": self.config.source.holdout,
-            "published": 0,  # number of the configuration of the published defaults
+            "default": DEFAULT,
             "settings": list(self.settings),
             "data": str(self.data),
             "storage": str(self.storage),
@@ -147,20 +154,22 @@ class Search:
         Where data and results lie may change.
         """
         path = self.folder / "search.yaml"
-        if path.is_file():
-            changed = _changes(yaml.safe_load(path.read_text(encoding="utf-8")), self.as_dict())
+        if path.exists():
+            changed = _changes(read_request(path), self.as_dict())
             if changed:
                 raise ConfigError(
                     f"search {self.name!r} exists and asked for something else "
                     f"({'; '.join(changed[:5])}); choose another --name"
                 )
-        text = yaml.safe_dump(self.as_dict(), sort_keys=False)
-        atomic.write_bytes(path, text.encode())
+        atomic.write_bytes(path, dump_yaml(records.seal(self.as_dict())).encode())
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: a -> b" of what makes it another search."""
-    free = ("data", "storage", "settings", "config")
+    free = ("data", "storage", "settings", "config", "schema", records.CHECKSUM)
+    if "published" in old:  # what older code calls it
+        old = old | {"default": old["published"]}
+        del old["published"]
     left = flatten({key: value for key, value in old.items() if key not in free})
     right = flatten({key: value for key, value in new.items() if key not in free})
     lines = [

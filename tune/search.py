@@ -31,6 +31,7 @@ from tune.request import SEARCHES, Search, check_objective, few_label_count, wit
 from tune.rungs import PROMOTIONS, Rung, at_rung, ladder
 from tune.space import load_space
 from tune.study import SAMPLERS, mend
+from tune.trust import warning
 
 EXAMPLE = """examples:
   python tune/search.py                                        16 configurations of SPCL on streets
@@ -213,9 +214,9 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
 def find_experiment(name: str, storage: str | None) -> Path:
     """The folder of an experiment, given as such or by name."""
     folder = Path(name)
-    if (folder / "search.yaml").is_file():
+    if (folder / "search.yaml").exists():
         return folder.resolve()
-    root = cli.storage_root(storage) / SEARCHES
+    root = cli.storage_root(storage, writes=False) / SEARCHES
     found = sorted(path.parent.name for path in root.glob("*/search.yaml"))
     if not found:
         raise UserError(f"there are no searches in {root}; give --storage, or search first")
@@ -225,7 +226,8 @@ def find_experiment(name: str, storage: str | None) -> Path:
 def _show(experiment: Experiment) -> None:
     """The end of a search: the picks and where everything is."""
     chosen = experiment.chosen
-    if experiment.request["objective"] == ORACLE:
+    objective = experiment.request["objective"]
+    if objective == ORACLE:
         print("TARGET ORACLE: labels of the evaluation split chose this; it is no fair result")
     elif experiment.request["label_budget"]:
         print(f"{experiment.request['label_budget']} labelled target images chose this")
@@ -239,25 +241,28 @@ def _show(experiment: Experiment) -> None:
         for key, value in experiment.settings(chosen["configuration"]).items():
             print(f"  {key} = {value:.6g}" if isinstance(value, float) else f"  {key} = {value}")
         print(f"the ensemble (EnsV) picks configuration {experiment.agreement}")
-    print(f"outputs: {experiment.folder}  (best.yaml, report.html, trials.csv, trials.parquet)")
+    known = warning(objective)
+    if known:
+        print(f"note: {known}")
+    print(
+        f"outputs: {experiment.folder}  (best.yaml, pick-N.yaml, report.html, trials.csv, "
+        "trials.parquet)"
+    )
 
 
 def _train_picks(experiment: Experiment, arguments: argparse.Namespace) -> None:
     """The whole recipe with both picks, over seeds, from scratch."""
     if experiment.chosen is None:
         raise UserError("there is nothing to train: no configuration has a score")
+    from tune.outputs import pick_path
+
     seeds = f"0..{arguments.final_seeds - 1}"
-    for number in sorted({experiment.chosen["configuration"], experiment.agreement}):
-        settings = dict(s.split("=", 1) for s in arguments.settings)
-        settings |= {k: str(v) for k, v in experiment.settings(number).items()}
-        settings["source.holdout"] = str(experiment.request["holdout"])  # they chose the settings
-        line = ["--benchmark", experiment.request["benchmark"]]
-        line += ["--method", experiment.request["method"], "--seeds", seeds]
+    for number in experiment.picks:
+        line = ["--config", str(pick_path(experiment, number)), "--seeds", seeds]
         line += ["--name", f"{experiment.name}-c{number}", "--workers"]
         line += [str(arguments.devices_per_trial), "--data", experiment.request["data"]]
         line += ["--storage", experiment.request["storage"]]
         line += ["--address", arguments.address] if arguments.address else []
-        line += [f"{key}={value}" for key, value in settings.items()]
         _say(f"python ray_jobs/train.py {shlex.join(line)}")
         train.main(line)
 

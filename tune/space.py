@@ -93,7 +93,7 @@ class Space:
         share = dict(zip(self.keys, point, strict=True))
         return self.pick(lambda parameter: parameter.at(share[parameter.key]))
 
-    def published(self, config: Config) -> Parameters:
+    def defaults(self, config: Config) -> Parameters:
         """The parameters that stand for a configuration's own settings, in range or not."""
         values = flatten(config.as_dict())
 

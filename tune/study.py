@@ -21,11 +21,13 @@ from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
 from spcl.config import Config
+from spcl.errors import DataError
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
 
 SAMPLERS = ("tpe", "random", "qmc")
 JOURNAL = "journal.log"
+JOURNAL_WAY_OUT = "remove it and search again: the jobs' records tell it anew"
 LOCK = ".lock"  # of Optuna's journal backend
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -45,10 +47,10 @@ def propose(
 ) -> Parameters:
     """Parameters of a configuration: a pure function of all its arguments.
 
-    The first is what `config` says itself: the published defaults.
+    The first is what `config` says itself: the default configuration.
     """
     if number == 0:
-        return space.published(config)
+        return space.defaults(config)
     dimensions = len(space.parameters)
     if sampler == "random":
         return space.at(np.random.default_rng([seed, number]).random(dimensions).tolist())
@@ -97,8 +99,12 @@ def mend(folder: Path) -> list[str]:
     path, said = folder / JOURNAL, []
     lock = Path(f"{path}{LOCK}")
     if os.path.lexists(lock):
+        if lock.is_dir() and not lock.is_symlink():
+            raise DataError(f"{lock} is a folder, which no search makes; remove it")
         lock.unlink()
         said.append(f"{lock.name} was left by a driver that is gone: removed")
+    if path.is_dir():
+        raise DataError(f"{path} must be a file, but a folder is there; {JOURNAL_WAY_OUT}")
     if not path.is_file():
         return said
     text = path.read_bytes()
@@ -118,10 +124,10 @@ def _complete(text: bytes) -> int:
     length = 0
     for line in text.splitlines(keepends=True):
         try:
-            json.loads(line)
-        except ValueError:
+            operation = json.loads(line)
+        except (ValueError, RecursionError):
             break
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") or not isinstance(operation, dict):
             break
         length += len(line)
     return length
@@ -140,6 +146,15 @@ class Journal:
 
     def __init__(self, folder: Path, space: Space):
         self.space = space
+        try:
+            self._open(folder)
+        except Exception as error:  # lines that are whole, and no operations of Optuna's
+            raise DataError(
+                f"{folder / JOURNAL} is damaged, Optuna cannot read it ({error!r}); "
+                f"{JOURNAL_WAY_OUT}"
+            ) from error
+
+    def _open(self, folder: Path) -> None:
         self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         self.study = optuna.create_study(
             study_name=folder.name,
@@ -148,6 +163,7 @@ class Journal:
             load_if_exists=True,
         )
         self._trials = {t.user_attrs["configuration"]: t for t in self.study.get_trials()}
+        self.started()
 
     def started(self) -> dict[int, Started]:
         """Every configuration that was ever started."""

@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ray_jobs import cluster
 from spcl import cli
+from spcl.chosen_by import carry
 from spcl.data.catalog import data_root
 from spcl.errors import UserError
 from spcl.launch import check_batches, check_name
@@ -20,6 +22,7 @@ EXAMPLE = """examples:
   python tune/sweep.py configs/sweeps/components.yaml --dry-run
   python tune/sweep.py configs/sweeps/components.yaml --benchmark gta5 --seeds 0..2
   python tune/sweep.py configs/sweeps/switches.yaml --scale tiny --workers 0
+  python tune/sweep.py components --config runs/searches/NAME/best.yaml
 The same command continues a sweep that was stopped; more --seeds run only what is new.
 """
 DEFAULT_SEEDS = "0..2"
@@ -35,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("file", help="a sweep file, or a name in configs/sweeps")
     add("--benchmark", help="a file of configs/benchmarks (default: the sweep's, else streets)")
+    add("--config", type=Path, help="a YAML file that all rows begin from, e.g. a best.yaml")
     add("--seeds", default=DEFAULT_SEEDS, help=f"e.g. 0..4 or 0,3 (default: {DEFAULT_SEEDS})")
     add("--scale", choices=SCALES, default="full", help=f"tiny: 1/{TINY_FRACTION} of every stage")
     add("--name", help="of the folder of the table (default: made of what is asked)")
@@ -77,6 +81,7 @@ def run(argv: Sequence[str] | None) -> int:
         name=arguments.name,
         workers=arguments.workers_per_cell,
         dry_run=arguments.dry_run,
+        base=arguments.config,
     )
     for cell in sweep.distinct:
         check_batches(cell.config, arguments.workers_per_cell)
@@ -92,6 +97,9 @@ def run(argv: Sequence[str] | None) -> int:
 
 def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
     """Run what is missing; write and print the table.  1 if a cell failed."""
+    for cell in sweep.distinct:  # finished ones too: who chose the settings of any of their rows
+        if cell.config.chosen_by and cell.run.folder.is_dir():
+            carry(cell.run, cell.config.chosen_by)
     schedule = Schedule.of(sweep)
     live = Live(sweep, schedule)
     _say(f"{sweep.name}: {len(sweep.distinct)} runs, {len(schedule.waiting)} to do")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spcl.chosen_by import SECTION, ChosenBy, of_values
 from spcl.config import CONFIGS, Model, known
 from spcl.errors import ConfigError
 from spcl.models.segmentor import MODELS
@@ -43,6 +44,7 @@ class Row:
     marks: tuple[str, ...] = ()
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     inferred: bool = False
+    chosen_by: ChosenBy = ChosenBy()  # who has chosen its settings, as a search's file says
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class SweepFile:
     columns: tuple[str, ...]
     reference: str
     rows: tuple[Row, ...]
+    chosen_by: ChosenBy = ChosenBy()
 
 
 def find_file(name: str) -> Path:
@@ -85,7 +88,7 @@ def read_sweep(path: Path) -> SweepFile:
 def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     _check_keys(values, FILE_KEYS, "")
     columns = _names(values.get("columns", []), "columns")
-    settings = flatten(_of_type(values.get("settings", {}), dict, "settings"))
+    settings, chosen_by = _settings(values, "settings")
     for key in ARGUMENTS.keys() & settings.keys():
         raise ConfigError(f"settings must not have {key}, which is set by {ARGUMENTS[key]}")
     given = _of_type(values.get("rows", []), list, "rows")
@@ -110,7 +113,14 @@ def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
         columns=columns,
         reference=choose(values.get("reference", names[0]), names, "reference"),
         rows=tuple(rows),
+        chosen_by=chosen_by,
     )
+
+
+def _settings(values: Mapping[str, Any], what: str) -> tuple[dict[str, Any], ChosenBy]:
+    """Settings by dotted name, and who has chosen them: a search's best.yaml may be pasted here."""
+    given = _of_type(values.get("settings", {}), dict, what)
+    return flatten({k: v for k, v in given.items() if k != SECTION}), of_values(given)
 
 
 def _row(values: Mapping[str, Any], columns: Sequence[str]) -> Row:
@@ -126,9 +136,11 @@ def _row(values: Mapping[str, Any], columns: Sequence[str]) -> Row:
             choose(mean, MEANS, f"{name}: published mean")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"{name}: published {mean} must be a number, got {value!r}")
+    settings, chosen_by = _settings(values, f"{name}: settings")
     return Row(
         name=name,
-        settings=flatten(_of_type(values.get("settings", {}), dict, f"{name}: settings")),
+        settings=settings,
+        chosen_by=chosen_by,
         marks=tuple(choose(mark, columns, f"{name}: mark") for mark in marks),
         published=published,
         inferred=_of_type(values.get("inferred", False), bool, f"{name}: inferred"),

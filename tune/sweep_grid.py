@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl.config import Config, load, operational_keys, parse_overrides
+from spcl.chosen_by import ChosenBy
+from spcl.config import Config, load, operational_keys, parse_overrides, read_config
 from spcl.data.catalog import (
     check_streets,
     expect_data,
@@ -106,14 +107,22 @@ def resolve(
     name: str | None = None,
     workers: int = 1,
     dry_run: bool = False,
+    base: Path | None = None,
 ) -> Sweep:
     """The sweep that is asked for, with all data checked.  UserError.
 
     settings  of the command line: they hold for all rows and must not be what the rows vary
     workers   of each cell
     dry_run   nothing is written, and what data it lacks is no error
+    base      a config file that all rows begin from, e.g. a search's best.yaml
     """
     file = read_sweep(path)
+    begun = read_config(base) if base else {}
+    if begun.get("method", file.method) != file.method:
+        raise ConfigError(
+            f"{base} is of method {begun['method']}, but the sweep {path.stem} of {file.method}; "
+            "a sweep begins from a file of its own method"
+        )
     given = parse_overrides(settings)
     build(Config, given)  # its mistakes are no row's
     varied = dict.fromkeys((key for row in file.rows for key in row.settings), "the sweep's rows")
@@ -121,15 +130,19 @@ def resolve(
         raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")
     silent = operational_keys() - {"compat"}  # which sets switches
     told = sorted(t for t in settings if t.partition("=")[0] not in silent)
-    benchmark = benchmark or file.benchmark or "streets"
+    asked = ARGUMENTS.keys() | flatten(given).keys() | silent
+    kept = {key: value for key, value in flatten(begun).items() if key not in asked}
+    told = sorted(_overrides(kept)) + told
+    benchmark = benchmark or file.benchmark or begun.get("benchmark") or "streets"
     plain = path.stem + f"-{benchmark}" + ("" if scale == "full" else f"-{scale}")
     usual = f"{plain}-{digest(told)[:8]}" if told else plain
     runs = storage if scale == "full" else storage / SWEEPS / TINY
-    cells, known_cells = {}, {}
+    made: dict[tuple[str, int], Cell] = {}
     configs: dict[str, Config] = {}
     missing: dict[str, Planned] = {}
     for row in file.rows:
-        config = _config(file, row, benchmark, scale, [*settings, f"train.workers={workers}"])
+        overrides = [*settings, f"train.workers={workers}"]
+        config = _config(file, row, benchmark, scale, overrides, base)
         if not config.evaluation.wanted:
             raise UserError("a sweep compares scores: evaluation.dataset must be a labelled set")
         configs[row.name] = config
@@ -148,8 +161,9 @@ def resolve(
         for seed in seeds:
             seeded = dataclasses.replace(config, seed=seed)
             stages = tuple(plan(seeded, fingerprints))
-            cell = Cell(seeded, stages, runs, count_classes(shards.values()))
-            cells[row.name, seed] = known_cells.setdefault(cell.name, cell)
+            classes = count_classes(shards.values())
+            made[row.name, seed] = Cell(seeded, stages, runs, classes)
+    cells = _united(made)
     if len(file.rows) > 1 and len({cells[row.name, seeds[0]].name for row in file.rows}) == 1:
         raise ConfigError(
             f"all rows of {path.stem} are one run with {', '.join(told) or 'these settings'}, so "
@@ -169,18 +183,37 @@ def resolve(
     )
 
 
+def _united(made: Mapping[tuple[str, int], Cell]) -> dict[tuple[str, int], Cell]:
+    """Equal cells as one object, which says who has chosen the settings of any of them."""
+    chosen: dict[str, ChosenBy] = {}
+    for cell in made.values():
+        chosen[cell.name] = chosen.get(cell.name, ChosenBy()) | cell.config.chosen_by
+    one: dict[str, Cell] = {}
+    for cell in made.values():
+        config = dataclasses.replace(cell.config, chosen_by=chosen[cell.name])
+        one.setdefault(cell.name, dataclasses.replace(cell, config=config))
+    return {place: one[cell.name] for place, cell in made.items()}
+
+
 def _config(
-    file: SweepFile, row: Row, benchmark: str, scale: str, settings: Sequence[str]
+    file: SweepFile,
+    row: Row,
+    benchmark: str,
+    scale: str,
+    settings: Sequence[str],
+    base: Path | None,
 ) -> Config:
     try:
         config = load(
             benchmark,
             file.method,
-            None,
+            base,
             [*_overrides(file.settings), *settings, *_overrides(row.settings)],
         )
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from None
+    chosen_by = config.chosen_by | file.chosen_by | row.chosen_by
+    config = dataclasses.replace(config, chosen_by=chosen_by)
     return config if scale == "full" else shortened(config)
 
 

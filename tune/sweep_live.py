@@ -99,14 +99,14 @@ def last_step(cell: Cell) -> str | None:
         with open(cell.run.folder / "metrics.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().splitlines()
-    except FileNotFoundError:
+    except OSError:
         return None
     for line in reversed(lines):
         try:
             record = json.loads(line)
         except ValueError:
             continue  # half a line
-        if "step" in record:
+        if isinstance(record, dict) and {"stage", "step", "steps"} <= record.keys():
             return f"{record['stage']} {record['step']}/{record['steps']}"
     return None
 

@@ -10,7 +10,8 @@ import io
 from dataclasses import dataclass
 
 from spcl import atomic
-from spcl.results.tables import interval
+from spcl.chosen_by import ChosenBy, stored
+from spcl.results.tables import interval, with_spread
 from tune.sweep_file import Row
 from tune.sweep_grid import TINY_FRACTION, Sweep
 
@@ -25,9 +26,10 @@ class Line:
     row: Row
     seeds: tuple[int, ...]
     scores: dict[str, list[float]]
-    gain: tuple[float, float | None] | None  # over the reference, paired over seeds
+    gain: list[float] | None  # over the reference, one value per seed that both have
     published: dict[str, float]
     difference: dict[str, float]  # ours minus published, where the two may be compared
+    chosen_by: ChosenBy  # who has chosen the settings of any of its runs
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
                 gain=_gain(sweep, row.name, finished, means),
                 published=published,
                 difference=difference if _comparable(sweep, row, against) else {},
+                chosen_by=_chosen_by(sweep, row, finished[row.name]),
             )
         )
     reasons = tuple(
@@ -87,16 +90,25 @@ def _comparable(sweep: Sweep, row: Row, against: str | None) -> bool:
     return (against, network, sweep.scale) == (sweep.benchmark, sweep.file.backbone, "full")
 
 
+def _chosen_by(sweep: Sweep, row: Row, seeds: list[int]) -> ChosenBy:
+    """As the manifests say: a run may be another launch's, too."""
+    united = ChosenBy()
+    for seed in seeds:
+        cell = sweep.cells[row.name, seed]
+        united |= cell.config.chosen_by | stored(cell.run)
+    return united
+
+
 def _gain(
     sweep: Sweep, row: str, finished: dict[str, list[int]], means: tuple[str, ...]
-) -> tuple[float, float | None] | None:
+) -> list[float] | None:
     """Headline mean minus the reference's, over the seeds that both have."""
     reference = sweep.file.reference
     common = [seed for seed in finished[row] if seed in finished[reference]]
     if row == reference or not common:
         return None
     pairs = [(sweep.cells[row, seed], sweep.cells[reference, seed]) for seed in common]
-    return interval([one.score(means[0]) - other.score(means[0]) for one, other in pairs])
+    return [one.score(means[0]) - other.score(means[0]) for one, other in pairs]
 
 
 # As cells of text.
@@ -118,7 +130,7 @@ def cells(table: Table) -> list[list[str]]:
         marks = [MARK if name in line.row.marks else "" for name in table.sweep.file.columns]
         row = [line.row.name, *marks, str(len(line.seeds))]
         row += [shown(line.scores.get(mean, [])) for mean in table.means or ("",)]
-        row += [NOTHING if line.gain is None else with_spread(*line.gain, sign="+")]
+        row += [NOTHING if line.gain is None else with_spread(line.gain, "+")]
         for mean in _published_means(table):
             value, difference = line.published.get(mean), line.difference.get(mean)
             note = " (inferred)" if line.row.inferred else ""
@@ -133,11 +145,7 @@ def _published_means(table: Table) -> list[str]:
 
 
 def shown(values: list[float]) -> str:
-    return with_spread(*interval(values)) if values else NOTHING
-
-
-def with_spread(mean: float, half: float | None, sign: str = "") -> str:
-    return f"{mean:{sign}.1f}" + (" (one seed)" if half is None else f" ± {half:.1f}")
+    return with_spread(values) if values else NOTHING
 
 
 def notes(table: Table) -> list[str]:
@@ -165,6 +173,11 @@ def notes(table: Table) -> list[str]:
         )
         if not any(line.difference for line in table.lines):
             lines.append("No difference to it: another benchmark, network or budget, or no run.")
+    chosen: dict[str, list[str]] = {}
+    for line in table.lines:
+        if line.chosen_by:
+            chosen.setdefault(str(line.chosen_by), []).append(line.row.name)
+    lines += [f"{said}: {', '.join(rows)}." for said, rows in chosen.items()]
     lines += [f"failed: {row}, seed {seed}: {reason}" for row, seed, reason in table.failed]
     return lines
 
@@ -208,13 +221,13 @@ def as_csv(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         "row mean seeds value half_width each_seed gain gain_half_width "
-        "published published_benchmark inferred difference".split()
+        "published published_benchmark inferred difference chosen_by".split()
     )
     for line in table.lines:
         for index, mean in enumerate(dict.fromkeys([*table.means, *line.published])):
             values = line.scores.get(mean, [])
             value, half = interval(values) if values else ("", None)
-            gain = line.gain if index == 0 and line.gain else ("", None)
+            gain = interval(line.gain) if index == 0 and line.gain else ("", None)
             published = line.published.get(mean)
             known = published is not None
             writer.writerow(
@@ -230,6 +243,7 @@ def as_csv(table: Table) -> str:
                     table.against if known else "",
                     line.row.inferred if known else "",
                     line.difference.get(mean),
+                    str(line.chosen_by),
                 ]
             )
     return text.getvalue()

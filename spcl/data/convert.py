@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic
+from spcl import atomic, records
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
 from spcl.data.datasets import DATASETS, Dataset, LabelFiles
@@ -125,17 +125,17 @@ def write_task(task: Task) -> Done:
     entry["name"] = task.path.name
     if not any(problem.severity == ERROR for problem in problems):  # else it is to be made again
         state = {"key": task.key, "entry": entry, "problems": problems}
-        atomic.write_json(task.state, state | {"census": dataclasses.asdict(census)})
+        records.write(task.state, state | {"census": dataclasses.asdict(census)})
     return Done(task.shard, entry, index, problems, census)
 
 
 def _finished(task: Task) -> Done | None:
     """What an earlier, killed conversion of the same files has written for this task, if whole."""
     try:
-        state = json.loads(task.state.read_bytes())
+        state = records.read(task.state, "it is made again")
         if state["key"] != task.key or atomic.sha256(task.path) != state["entry"]["sha256"]:
             return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, DataError, KeyError):
         return None
     problems = [Problem(c, s, tuple(files), text) for c, s, files, text in state["problems"]]
     with_raw = {int(raw): count for raw, count in state["census"].pop("with_raw").items()}
@@ -225,8 +225,7 @@ def convert(
     with output.only_writer(out):
         if not overwrite and output.is_done(out, inputs):
             manifest = shards.read_manifest(out)
-            written = out / output.REPORT
-            old = json.loads(written.read_bytes()) if written.exists() else {}
+            old = _old_report(out / output.REPORT) if golden else {}
             wrong = golden_problem(old.get("differs_from_release", {}))
             if golden and wrong:
                 raise DataError(f"{out}: {wrong.message}")
@@ -256,6 +255,14 @@ def convert(
             with contextlib.suppress(OSError):
                 part.rmdir()  # if nothing was finished
     return report
+
+
+def _old_report(path: Path) -> dict[str, Any]:
+    """What a conversion that is there has reported; {} where there is none."""
+    try:
+        return records.read(path, "convert again with --overwrite")
+    except records.MissingRecord:
+        return {}
 
 
 class _Unusable(Exception):
@@ -444,6 +451,9 @@ def _failure(name: str, first: str, problems: list[Problem], report: Path) -> st
 def verify(folder: Path) -> dict[str, Any]:
     """Hash every file of a converted split again; DataError naming each that differs.
 
+    What the manifest says of the samples is counted again from the index, and what it says of the
+    data set is compared with what every shard says, so that one without a checksum is checked, too.
+
     Returns the manifest.
     """
     folder = Path(folder).absolute()
@@ -451,7 +461,7 @@ def verify(folder: Path) -> dict[str, Any]:
     damaged = []
     for entry in (*manifest["shards"], manifest["index"]):
         path = folder / entry["name"]
-        if not path.exists():
+        if not path.is_file():
             damaged.append(f"{entry['name']} is missing")
         elif path.stat().st_size != entry["bytes"]:
             damaged.append(f"{entry['name']} has {path.stat().st_size} of {entry['bytes']} bytes")
@@ -461,6 +471,9 @@ def verify(folder: Path) -> dict[str, Any]:
                 samples = shards.ShardSet(folder).altered(entry["name"])
                 shown = ", ".join(samples[:SHOWN_NAMES]) or "nothing but what is between samples"
                 damaged[-1] += f" (altered: {shown})"
+    if not damaged:
+        wrong = shards.contradictions(folder, manifest)
+        damaged = [f"{shards.MANIFEST} says another {key} than the shards" for key in wrong]
     if damaged:
         shown = "; ".join(damaged[:SHOWN_NAMES])
         raise DataError(

@@ -165,18 +165,24 @@ def splits_below(folder: Path) -> list[Path]:
 
 def _is_of_shards(manifest: Path) -> bool:
     """Other things have manifests too: runs, and other people's folders."""
+    if (manifest.parent / INDEX).exists():
+        return True  # also where the manifest cannot be read
     try:
         return "class_pixels" in json.loads(manifest.read_bytes())
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
 def list_splits(folders: list[Path], root: Path) -> str:
-    """One line per split."""
+    """One line per split; a damaged one is told and the others are listed."""
     width = max(len(str(folder.relative_to(root))) for folder in folders)
     lines = []
     for folder in folders:
-        found = facts(ShardSet(folder))
+        try:
+            found = facts(ShardSet(folder))
+        except DataError as error:
+            lines.append(f"{str(folder.relative_to(root)):<{width}}  damaged: {error}")
+            continue
         labels = "not labelled"
         if found["labelled"]:
             classes = found["classes"]
@@ -196,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(f"--out must name a .png file, got {out}")
     if arguments.samples < 1:
         raise DataError(f"--samples must be at least 1, got {arguments.samples}")
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).exists():
         folders = splits_below(_existing(folder))
         if not folders:
             raise DataError(

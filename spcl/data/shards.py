@@ -6,7 +6,8 @@ Not here: where raw files lie (`spcl.data.datasets`) and what is checked in them
 
     <folder>/shard-00000.arrow ...    images as found, labels as 8-bit grey PNG of trainIds
     <folder>/index.parquet            every column but the encoded images, with shard, batch, row
-    <folder>/manifest.json            written last: names, sizes and hashes of the others
+    <folder>/manifest.json            written last: names, sizes and hashes of the others, and its
+                                      own checksum
 """
 
 import copy
@@ -14,7 +15,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spcl import atomic
+from spcl import atomic, records
 from spcl.data.labels import IGNORE_INDEX
 from spcl.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of a shard's columns; that of the manifest is every record's
 ROWS_PER_BATCH = 16  # what a writer holds in memory; reading one row costs the same at any size
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
@@ -37,6 +38,19 @@ MAPPED_BYTES = 16 * 2**20  # of shards in a process's memory, before all are let
 FAULT_BYTES = 2**16  # what the kernel maps around a byte that is read
 
 _PAYLOAD = ("image", "label", "prev_image")  # encoded images: in the shards, not in the index
+#: What a manifest must hold: one without a checksum may have lost any of it.
+_FIELDS = {
+    "metadata": dict, "inputs": dict, "fingerprint": str, "shards": list, "index": dict,
+    "rows": int, "bytes": int, "image_sizes": dict,
+    "class_pixels": list | None, "class_images": list | None,
+}  # fmt: skip
+_METADATA = {
+    "name": str, "dataset": str, "split": str, "domain_role": str, "labelled": bool, "format": str,
+    "class_names": list, "palette": list, "absent_train_ids": list, "id_map": dict | None,
+    "label_space": str | None, "raw_encoding": str | None, "licence": str | None,
+    "redistribution": str | None, "view": dict | None,
+}  # fmt: skip
+_ENTRY = {"name": str, "bytes": int, "sha256": str}
 # The columns of the index that reading needs.
 _NEEDED = ["sample_id", "height", "width", "class_pixels", "shard", "batch", "row"]
 _NEEDED += ["image_crc32", "label_crc32", "prev_image_crc32"]
@@ -189,31 +203,56 @@ def write_manifest(
     rows = [{**row, "shard": n} for n, (_, index) in enumerate(shards) for row in index]
     num_classes = len(metadata["class_names"])
     pq.write_table(pa.Table.from_pylist(rows, schema=_index_schema(num_classes)), folder / INDEX)
-    sizes: dict[str, int] = {}
-    for row in rows:
-        size = f"{row['width']}x{row['height']}"
-        sizes[size] = sizes.get(size, 0) + 1
-    labelled = [row["class_pixels"] for row in rows if row.get("class_pixels") is not None]
-    counts = np.array(labelled, np.int64).reshape(-1, num_classes)
     manifest = {
-        "schema": SCHEMA_VERSION,
         "metadata": metadata,
         "inputs": inputs,
-        "fingerprint": data_fingerprint(rows),
         "shards": [entry for entry, _ in shards],
         "index": {
             "name": INDEX,
             "bytes": (folder / INDEX).stat().st_size,
             "sha256": atomic.sha256(folder / INDEX),
         },
-        "rows": len(rows),
         "bytes": sum(entry["bytes"] for entry, _ in shards),
+        **counted(rows, num_classes),
+    }
+    records.write(folder / MANIFEST, manifest)
+    return read_manifest(folder)
+
+
+def counted(rows: Sequence[dict[str, Any]], num_classes: int) -> dict[str, Any]:
+    """What a manifest says of its index rows: fingerprint, counts and sizes."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        size = f"{row['width']}x{row['height']}"
+        sizes[size] = sizes.get(size, 0) + 1
+    labelled = [row["class_pixels"] for row in rows if row.get("class_pixels") is not None]
+    counts = np.array(labelled, np.int64).reshape(-1, num_classes)
+    return {
+        "fingerprint": data_fingerprint(rows),
+        "rows": len(rows),
         "image_sizes": sizes,  # "width x height": number of images
         "class_pixels": counts.sum(0).tolist() if labelled else None,
         "class_images": (counts > 0).sum(0).tolist() if labelled else None,
     }
-    atomic.write_json(folder / MANIFEST, manifest)
-    return manifest
+
+
+def contradictions(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What a manifest says otherwise than its index and its shards do, which must be whole."""
+    index = pq.ParquetFile(folder / manifest["index"]["name"]).read()
+    found = counted(index.to_pylist(), index.schema.field("class_pixels").type.list_size)
+    found["bytes"] = sum(entry["bytes"] for entry in manifest["shards"])
+    wrong = [key for key, value in found.items() if manifest[key] != value]
+    for entry in manifest["shards"]:
+        with pa.memory_map(str(folder / entry["name"])) as source:
+            described = pa.ipc.open_file(source).schema.metadata or {}
+        says = {
+            key.decode().removeprefix(METADATA_PREFIX): json.loads(value)
+            for key, value in described.items()
+        }
+        metadata = manifest["metadata"]
+        keys = sorted(says.keys() | metadata.keys())
+        wrong += [key for key in keys if says.get(key) != metadata.get(key) and key not in wrong]
+    return wrong
 
 
 def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
@@ -234,26 +273,33 @@ def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished split; DataError if there is none or it is of another schema."""
+    """The manifest of a finished split; DataError if there is none, or not as it was written."""
     path = folder / MANIFEST
+    command = ingest_command(folder)
+    way_out = f"write the split again with: {command} --overwrite"
+    if folder.parent.parent.name == "streets":  # which is rendered, and has no raw files to name
+        way_out = f"remove the folder {folder} and run the same command again"
     try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["schema"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"no shards in {folder}; write them with: {ingest_command(folder)}"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{path} is not a manifest of shards; write the split again with: "
-            f"{ingest_command(folder)} --overwrite"
-        ) from None
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{folder} holds shards of schema {version}, this version reads {SCHEMA_VERSION}; "
-            f"write them again with: {ingest_command(folder)} --overwrite"
-        )
+        manifest = records.read(path, way_out)
+    except records.MissingRecord:
+        raise DataError(f"no shards in {folder}; write them with: {command}") from None
+    missing = _missing(manifest, _FIELDS) or _missing(manifest["metadata"], _METADATA)
+    for entry in () if missing else (*manifest["shards"], manifest["index"]):
+        missing = missing or _missing(entry, _ENTRY)
+    if missing:
+        raise DataError(f"{path} is not a manifest of shards: {missing}; {way_out}")
     return manifest
+
+
+def _missing(values: Any, kinds: Mapping[str, Any]) -> str:
+    """What a part of a manifest lacks, in words; "" where nothing."""
+    if not isinstance(values, dict):
+        return f"{values!r} stands where {', '.join(kinds)} are expected"
+    for name, kind in kinds.items():
+        if name not in values or not isinstance(values[name], kind):
+            found = repr(values[name]) if name in values else "nothing"
+            return f"{name} cannot be {found}"
+    return ""
 
 
 class ShardSet:
@@ -279,6 +325,14 @@ class ShardSet:
         self.folder = Path(folder).absolute()
         manifest = read_manifest(self.folder)
         self._manifest = manifest
+        try:
+            self._open(manifest)
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            raise DataError(  # only where no checksum has told of it
+                f"{self.folder / MANIFEST} does not fit its shards ({error}); {self._mend()}"
+            ) from error
+
+    def _open(self, manifest: dict[str, Any]) -> None:
         self._shards: list[dict[str, Any]] = manifest["shards"]
         if not manifest["rows"]:
             raise DataError(f"{self.folder} holds no samples; {self._mend()}")
@@ -389,8 +443,9 @@ class ShardSet:
         path = self.folder / entry["name"]
         try:
             found = f"has {path.stat().st_size} bytes"
-        except FileNotFoundError:
-            found = "is missing"
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            found = "is missing" if gone else f"cannot be read ({error.strerror})"
         if found != f"has {entry['bytes']} bytes":
             raise DataError(
                 f"incomplete shards: {path} {found}, the manifest says {entry['bytes']} bytes; "
@@ -398,7 +453,12 @@ class ShardSet:
             )
 
     def _read_index(self, entry: dict[str, Any]) -> pa.Table:
-        data = (self.folder / entry["name"]).read_bytes()
+        try:
+            data = (self.folder / entry["name"]).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.folder / entry['name']} cannot be read ({error.strerror}); {self._mend()}"
+            ) from None
         found = hashlib.sha256(data).hexdigest()
         if found != entry["sha256"]:
             raise DataError(

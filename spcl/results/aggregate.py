@@ -24,14 +24,16 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from spcl import atomic
+from spcl import atomic, records
+from spcl import chosen_by as choices
+from spcl.chosen_by import ChosenBy
 from spcl.errors import DataError
 from spcl.protocols import PROTOCOLS, check_classes, headline, score
 from spcl.results.statistics import RESAMPLES, RESAMPLING_SEED, headline_replicates
-from spcl.results.store import SCHEMA, upgrade
-from spcl.settings import flatten
+from spcl.results.store import SCHEMA
+from spcl.settings import flatten, parse_yaml
 
-CACHE_SCHEMA = "3"
+CACHE_SCHEMA = "4"
 CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
 OTHER = ("artefacts", "sweeps")  # that hold no run at full budget
 RECORDS = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
@@ -107,17 +109,15 @@ class _Folder:
             return stream.read()
 
     def json(self) -> dict[str, Any]:
-        try:
-            record = json.loads(self.read())
-        except ValueError as error:
-            raise DataError(f"{self.name} is not valid JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{self.name} is no record of a run")
-        return upgrade(record, self.name)
+        return records.parse(self.read(), self.name, "restore it, or make it again")
 
     def yaml(self) -> dict[str, Any]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster
-        return yaml.load(self.read(), loader)
+        return parse_yaml(self.read(), self.name, loader)
+
+    def record(self) -> dict[str, Any]:
+        """Of a record in YAML."""
+        return records.check(self.yaml(), self.name, "restore it")
 
     def children(self) -> list["_Folder"]:
         found = self.files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
@@ -173,8 +173,13 @@ def _classify(folders: Sequence[_Folder], quiet: bool = False) -> tuple[list[_Fo
     found, problems = [], []
     for folder in folders:
         itself = next(infos)
-        have = {name: info for name in PROBED if (info := next(infos)).is_file}
+        probed = {name: next(infos) for name in PROBED}
+        have = {name: info for name, info in probed.items() if info.is_file}
         if itself.type != fs.FileType.Directory:
+            continue
+        wrong = [name for name, i in probed.items() if i.type == fs.FileType.Directory]
+        if wrong:
+            problems.append(f"{folder}: {wrong[0]} must be a file, but a folder is there")
             continue
         if "search.yaml" in have:
             jobs = files.get_file_info(fs.FileSelector(f"{folder.path}/jobs", allow_not_found=True))
@@ -270,10 +275,10 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
     stages = {stage["title"]: stage for stage in manifest["stages"]}
     last = [title for title, stage in stages.items() if stage["kind"] == "train"][-1]
     backbone, size, older = _about_network(folder, manifest)
-    selection, label_budget = _chosen_by(folder) or (
-        manifest["selection"],
-        manifest["label_budget"],
-    )
+    chosen = {"selection": manifest["selection"], "label_budget": manifest["label_budget"]}
+    by_name = _chosen_by(folder)
+    if by_name:
+        chosen = (choices.of_manifest(manifest) | by_name).in_manifest()
     runs = []
     for row in done["table"]:
         evaluation = stages.get(f"evaluation of {row['stage']}", {})
@@ -284,8 +289,8 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
             "compat": manifest.get("compat", "ours"),
             "stage": row["stage"],
             "backbone": backbone,
-            "selection": selection,
-            "label_budget": label_budget,
+            "selection": chosen["selection"],
+            "label_budget": chosen["label_budget"],
             "seed": manifest["seed"],
             "eval_size": size,
             "target": manifest["data"]["evaluation"]["name"],
@@ -300,12 +305,23 @@ def _read_run(folder: _Folder) -> tuple[list[Run], list[str]]:
         }
         matrices = folder / "evaluations" / f"{row['stage']}.parquet"
         stated = headline(row["means"])["value"]
+        _check_hash(matrices, done, row["stage"])
         runs.append(_score(matrices, done["classes"], stated, common))
     return runs, []
 
 
-def _chosen_by(folder: _Folder) -> tuple[str, int] | None:
-    """Objective and label budget of the search whose pick this run trains, by the run's name."""
+def _check_hash(matrices: _Folder, record: dict[str, Any], name: str) -> None:
+    """DataError unless a file of matrices is the one that a record names; old ones name none."""
+    expected = record.get("matrices", {}).get(name)
+    if expected and hashlib.sha256(matrices.read()).hexdigest() != expected:
+        raise DataError(
+            f"{matrices.name} was altered after it was written: its sha256 is another; restore it, "
+            "or make it again"
+        )
+
+
+def _chosen_by(folder: _Folder) -> ChosenBy | None:
+    """The search whose pick this run trains, by the run's name: older manifests don't say it."""
     name = PICK.fullmatch(folder.name)
     if name is None:
         return None
@@ -313,8 +329,14 @@ def _chosen_by(folder: _Folder) -> tuple[str, int] | None:
     request = storage / "searches" / name["search"] / "search.yaml"
     if not folder.files.get_file_info(request.path).is_file:
         return None
-    values = request.yaml()
-    return values["objective"], values["label_budget"]
+    return _of_search(request.record(), name["search"])
+
+
+def _of_search(request: dict[str, Any], name: str) -> ChosenBy:
+    """Who has chosen a search's configurations: itself, and whoever chose where it began."""
+    own = {"search": name, "objective": request["objective"]}
+    itself = {choices.SECTION: own | {"label_budget": request["label_budget"]}}
+    return choices.of_values(itself) | choices.of_values(request.get("config", {}))
 
 
 def _about_network(
@@ -332,12 +354,10 @@ def _about_network(
 
 def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
     """Configurations that finished the last rung and whose networks an audit has scored."""
-    request = (folder / "search.yaml").yaml()
-    if request.get("schema") != SCHEMA:
-        raise DataError(f"search.yaml has schema {request.get('schema')}, this reads {SCHEMA}")
+    request = (folder / "search.yaml").record()
     top = len(request["rungs"]) - 1
-    records = [job.json() for job in (folder / "jobs").children() if job.name[0].isdigit()]
-    finished = [r for r in records if r["rung"] == top and r["status"] == "done"]
+    jobs = [job.json() for job in (folder / "jobs").children() if job.name[0].isdigit()]
+    finished = [r for r in jobs if r["rung"] == top and r["status"] == "done"]
     if not finished:
         return [], ["no configuration has finished the last rung"]
     paths = [(folder / "audit.json").path]
@@ -346,6 +366,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
     audit = (folder / "audit.json").json()
     if "confusions" not in audit:
         return [], [f"audited by an older version; python tune/search.py --audit {folder.name}"]
+    chosen = _of_search(request, folder.name).in_manifest()
     runs, problems = [], []
     for record in finished:
         number = f"{record['configuration']:04d}"
@@ -353,9 +374,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
         if not matrices.files.get_file_info([matrices.path])[0].is_file:
             problems.append(f"configuration {number} is not audited")
             continue
-        spent = [
-            r["device_seconds"] for r in records if r["configuration"] == record["configuration"]
-        ]
+        spent = [r["device_seconds"] for r in jobs if r["configuration"] == record["configuration"]]
         config = request["config"]
         height, width = config["evaluation"]["size"]
         manifest = (folder / "configurations" / number / "manifest.json").json()
@@ -368,8 +387,8 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
             "compat": config.get("compat", "ours"),
             "stage": trained["title"],
             "backbone": config["model"]["name"],
-            "selection": request["objective"],
-            "label_budget": record["label_budget"],
+            "selection": chosen["selection"],
+            "label_budget": record["label_budget"] or chosen["label_budget"],
             "seed": config["seed"],
             "eval_size": (height, width),
             "target": audit["split"],
@@ -381,6 +400,7 @@ def _read_search(folder: _Folder) -> tuple[list[Run], list[str]]:
             "folder": str(folder / "configurations" / number),
             "source": "search",
         }
+        _check_hash(matrices, audit, record["artefact"])
         runs.append(_score(matrices, audit["classes"], None, common))
     return runs, problems
 
@@ -395,7 +415,11 @@ def settings_of(folder: str) -> dict[str, Any]:
         values = flatten((_open(folder) / "config.yaml").yaml())
     except Exception:  # whatever stands there, a board can do without
         return {}
-    return {name: value for name, value in values.items() if name != "seed"}
+    return {
+        name: value
+        for name, value in values.items()
+        if name != "seed" and not name.startswith(choices.SECTION)
+    }
 
 
 # Matrices.

@@ -60,7 +60,8 @@ def interval(row: Row) -> str:
     if row.published:
         return NOTHING
     if row.low is None or row.high is None:
-        return "none: one seed" if len(row.seeds) == 1 else "none"
+        few = {1: "none: one seed", 2: "none: two seeds"}
+        return few.get(len(row.seeds), "none: equal seeds")
     return f"{percent(row.low)} to {percent(row.high)}"
 
 

@@ -10,12 +10,14 @@ import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
+from spcl.chosen_by import ChosenBy
 from spcl.data.labels import CLASS_NAMES
 from spcl.errors import DataError
 from spcl.protocols import headline
@@ -33,11 +35,10 @@ from spcl.results.statistics import (
     image_covariance,
     image_interval,
     seed_estimate,
+    why_seeds_are_silent,
 )
 
 TARGET_LABELS = "target labels"  # the badge of rows that were selected with them
-ORACLE = "target_oracle"
-FEW_LABEL = "few_label"
 KEY_LETTERS = 8
 DATE_LETTERS = len("2026-11-21")
 SECONDS_PER_HOUR = 3600
@@ -131,7 +132,8 @@ def _with_images(run: Run) -> Run:
 
 def uses_target_labels(run: Run) -> bool:
     """Did labels of the target choose this row's network?"""
-    return run.label_budget > 0 or run.selection.startswith((FEW_LABEL, ORACLE))
+    chosen = ChosenBy(objective=run.selection, label_budget=run.label_budget)
+    return chosen.reads_target_labels
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,9 @@ def _board(key: tuple[str, str], runs: Sequence[Run], published: Sequence[Publis
         most = max(most, list(differences.values()), key=len)
     rows = _tell_apart(rows) + [_published_row(row, classes) for row in published]
     kept_apart = _kept_apart([(group, len(drafts)) for group, drafts in ordered])
-    alone = sum(len(row.seeds) == 1 for row in rows)
-    if alone:
-        kept_apart.append(f"{_rows(alone)} of one seed: not ranked, how seeds differ is unknown")
+    silent = Counter(draft.silent for drafts in groups.values() for draft in drafts)
+    for why, count in sorted((why, count) for why, count in silent.items() if why):
+        kept_apart.append(f"{_rows(count)} of {why}: not ranked, how seeds differ is unknown")
     if published and runs:
         kept_apart.append(f"{_rows(len(published))} published: not ranked, no seeds and no images")
     rows.sort(key=_by_value)
@@ -270,6 +272,14 @@ class Draft:
         covariance = image_covariance(self.replicates, self.images)
         return combined_estimate(values, covariance, self.images)
 
+    @property
+    def silent(self) -> str | None:
+        """Why the row has no interval and can be compared with none; None where it has one."""
+        if self.estimate.error is not None:
+            return None
+        why = why_seeds_are_silent(list(self.scores.values()))
+        return why if self.replicates is not None else f"{why} without matrices"
+
 
 def _row(draft: Draft, group: Group, rank: int | None, classes: Sequence[str]) -> Row:
     runs, last = draft.runs, draft.runs[-1]
@@ -280,9 +290,9 @@ def _row(draft: Draft, group: Group, rank: int | None, classes: Sequence[str]) -
     over_seeds = seed_estimate(list(draft.scores.values())).interval
     seconds = [run.device_seconds for run in runs]
     notes = []
-    if len(runs) == 1:
-        notes.append("one seed: no interval over seeds, not ranked")
-    if draft.replicates is None:
+    if draft.silent:
+        notes.append(f"{draft.silent}: no interval over seeds, not ranked")
+    elif draft.replicates is None:
         notes.append("no per-image matrices: interval over seeds alone")
     if draft.repeated:
         seeds = ", ".join(map(str, draft.repeated))
@@ -404,7 +414,7 @@ def _by_value(row: Row) -> tuple:
 
 def _differences(drafts: Sequence[Draft]) -> dict[tuple[int, int], Estimate]:
     """Every pair of a group's rows that can be tested: the first row's mean minus the second's."""
-    several = [index for index, draft in enumerate(drafts) if len(draft.runs) > 1]
+    several = [index for index, draft in enumerate(drafts) if not draft.silent]
     if not several:
         return {}
     stacked, rows_of, start = [], {}, 0
@@ -420,19 +430,24 @@ def _differences(drafts: Sequence[Draft]) -> dict[tuple[int, int], Estimate]:
     differences = {}
     for one, other in itertools.combinations(several, 2):
         both = np.concatenate([rows_of[one], rows_of[other]])
-        differences[one, other] = difference(
-            scores[one], scores[other], covariance[np.ix_(both, both)], images
-        )
+        found = difference(scores[one], scores[other], covariance[np.ix_(both, both)], images)
+        if any(drafts[index].replicates is None for index in (one, other)):
+            # What images do to one row alone is no doubt about two: seeds must tell by themselves.
+            nothing = np.zeros((len(both), len(both)))
+            if difference(scores[one], scores[other], nothing, images).error is None:
+                continue
+        if found.p_value is not None:
+            differences[one, other] = found
     return differences
 
 
 def _ranks(
     drafts: Sequence[Draft], differences: dict[tuple[int, int], Estimate]
 ) -> list[int | None]:
-    """1 + how many rows are significantly better; None for a row of one seed."""
+    """1 + how many rows are significantly better; None for a row without an interval."""
     better = [0] * len(drafts)
     adjusted = holm([estimate.p_value for estimate in differences.values()])
     for (one, other), p in zip(differences, adjusted, strict=True):
         if p < 1 - CONFIDENCE:
             better[other if differences[one, other].value > 0 else one] += 1
-    return [1 + n if len(d.runs) > 1 else None for n, d in zip(better, drafts, strict=True)]
+    return [None if d.silent else 1 + n for n, d in zip(better, drafts, strict=True)]

@@ -14,6 +14,10 @@ is the least there is.  Without that bound 15 comparisons of equal rows of 3 see
 different in 15 % of cases instead of 5.  A percentile bootstrap over seeds would be far too narrow
 at 3 to 10 of them.
 
+Seeds alone say nothing where they are two, which any coincidence makes look certain, or where all
+have the same score to rounding: then there is neither an interval nor a test, unless matrices of
+images give a doubt of their own (`why_seeds_are_silent`).
+
 Letters: N images, K classes, B resamples, S seeds.  No torch; scipy only where a quantile is asked.
 """
 
@@ -30,6 +34,8 @@ CONFIDENCE = 0.95
 POWER = 0.8  # with which the smallest detectable difference would be found
 RESAMPLES = 1000
 RESAMPLING_SEED = 0  # the same draws for every run: resampling is paired
+FEWEST_SEEDS = 3  # ours: that say by themselves how far seeds differ
+ROUNDING = 1e-12  # ours: scores, or percent of them, that differ by less are equal
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float | None, float | None]:
-        if self.error is None or self.df is None:
+        if not self.error or self.df is None:
             return None, None
         half = self.margin((1 + CONFIDENCE) / 2)
         return self.value - half, self.value + half
@@ -59,10 +65,8 @@ class Estimate:
     @property
     def p_value(self) -> float | None:
         """Two-sided, of the hypothesis that the value is 0."""
-        if self.error is None or self.df is None:
+        if not self.error or self.df is None:
             return None
-        if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
         from scipy.special import stdtr
 
         own = float(2 * stdtr(self.df, -abs(self.value) / self.error))
@@ -122,8 +126,21 @@ def image_interval(replicates: np.ndarray) -> tuple[float, float]:
 # Over seeds, and both together.
 
 
+def why_seeds_are_silent(values: Sequence[float]) -> str | None:
+    """Why seeds alone give no interval and no test, as "one seed"; None where they do."""
+    if len(values) < FEWEST_SEEDS:
+        return "two seeds" if len(values) == 2 else "one seed"
+    return "equal seeds" if max(values) - min(values) <= ROUNDING else None
+
+
 def seed_estimate(values: Sequence[float]) -> Estimate:
-    """Mean over seeds, for these images; one seed has no error."""
+    """Mean over seeds, for these images; without error where seeds alone say nothing."""
+    found = _over_seeds(values)
+    return Estimate(found.value) if why_seeds_are_silent(values) else found
+
+
+def _over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean over seeds with its error, however little that says; one seed has none."""
     count, mean = len(values), math.fsum(values) / len(values)
     if count < 2:
         return Estimate(mean)
@@ -147,19 +164,24 @@ def shared_part(covariance: np.ndarray) -> float:
 
 
 def combined_estimate(values: Sequence[float], covariance: np.ndarray, images: int) -> Estimate:
-    """Mean over seeds, for other seeds and other images; one seed has no error.
+    """Mean over seeds, for other seeds and other images; without error where nothing tells it.
 
     covariance  (S, S) of `image_covariance`, zeros where no matrices are stored
     """
-    return _for_other_images(seed_estimate(values), shared_part(covariance), images)
+    silent = why_seeds_are_silent(values) is not None
+    return _for_other_images(_over_seeds(values), shared_part(covariance), images, silent)
 
 
-def _for_other_images(over_seeds: Estimate, shared: float, images: int) -> Estimate:
-    """shared: variance over images that more seeds would not average away."""
-    if over_seeds.error is None or shared <= 0 or images < 2:
-        return over_seeds
+def _for_other_images(over_seeds: Estimate, shared: float, images: int, silent: bool) -> Estimate:
+    """shared: variance over images that more seeds would not average away.
+
+    silent  seeds alone say nothing
+    """
+    if over_seeds.error is None or shared <= ROUNDING**2 or images < 2:
+        return Estimate(over_seeds.value) if silent else over_seeds
     parts = [(over_seeds.error**2, over_seeds.df), (shared, images - 1)]
-    return Estimate(over_seeds.value, *satterthwaite(parts), over_seeds)
+    floor = over_seeds if over_seeds.error > 0 else None
+    return Estimate(over_seeds.value, *satterthwaite(parts), floor)
 
 
 def satterthwaite(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -188,7 +210,8 @@ def difference(
         ours, crossed = block[:count], block[count:]
         paired = ours[:, :count] + crossed[:, count:] - ours[:, count:] - crossed[:, :count]
         return combined_estimate([one[s] - other[s] for s in common], paired, images)
-    mine, theirs = seed_estimate(list(one.values())), seed_estimate(list(other.values()))
+    sides = list(one.values()), list(other.values())
+    mine, theirs = map(_over_seeds, sides)
     value = mine.value - theirs.value
     if mine.error is None or theirs.error is None:
         return Estimate(value)  # how seeds differ is unknown
@@ -199,7 +222,8 @@ def difference(
         + shared_part(covariance[count:, count:])
         - 2 * float(covariance[:count, count:].mean())
     )
-    return _for_other_images(Estimate(value, *satterthwaite(parts)), shared, images)
+    silent = any(map(why_seeds_are_silent, sides))
+    return _for_other_images(Estimate(value, *satterthwaite(parts)), shared, images, silent)
 
 
 # Many comparisons.

@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spcl import atomic
+from spcl import atomic, records
 from spcl.errors import DataError
 
-SCHEMA = 1
+SCHEMA = 1  # of confusion matrices and reports; that of the JSON is every record's
+DONE = "DONE.json"
+FAILED = "FAILED.json"
 
 
 class RunFolder:
@@ -32,53 +34,59 @@ class RunFolder:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What DONE.json says, or None."""
-        return self._read("DONE.json")
+        """What DONE.json says, or None.  DataError names a damaged one."""
+        done = self._read(DONE)
+        if done is not None and not isinstance(done.get("table"), list):
+            raise DataError(f"{self.folder / DONE} holds no table; {_way_out(DONE)}")
+        return done
 
     @property
     def failed(self) -> dict[str, Any] | None:
-        return self._read("FAILED.json")
+        """What FAILED.json says, or None.  A damaged one is a failure of unknown reason."""
+        try:
+            failed = self._read(FAILED)
+        except DataError as error:
+            return {"error": f"why is unknown: {error}", "kind": "DataError"}
+        return None if failed is None else {"error": "no reason given"} | failed
 
     @property
     def manifest(self) -> dict[str, Any] | None:
         return self._read("manifest.json")
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.folder / name
         try:
-            return upgrade(json.loads(path.read_text(encoding="utf-8")), path)
-        except FileNotFoundError:
+            return records.read(self.folder / name, _way_out(name))
+        except records.MissingRecord:
             return None
-        except ValueError as error:
-            raise DataError(
-                f"{path} is not valid JSON ({error}); remove it and run again"
-            ) from None
 
     def write(self, name: str, value: dict[str, Any]) -> None:
-        atomic.write_json(self.folder / name, {"schema": SCHEMA} | value)
+        records.write(self.folder / name, value)
 
     def finish(self, value: dict[str, Any]) -> None:
-        self.write("DONE.json", value)
+        self.write(DONE, value)
         self.forget_failure()
 
     def fail(self, error: str, kind: str) -> None:
-        self.write("FAILED.json", {"error": error, "kind": kind})
+        self.write(FAILED, {"error": error, "kind": kind})
 
     def forget_failure(self) -> None:
         """A run that is tried again has not failed."""
-        (self.folder / "FAILED.json").unlink(missing_ok=True)
+        path = self.folder / FAILED
+        if path.is_dir():
+            raise DataError(f"{path} must be a file, but a folder is there; remove it")
+        path.unlink(missing_ok=True)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The log lines; a step that stands twice (after a resume) counts by its last line."""
         path = self.folder / "metrics.jsonl"
         latest: dict[tuple, dict[str, Any]] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
                     continue  # the line being written when a process died
-                if "step" in record:
+                if isinstance(record, dict) and {"stage", "step"} <= record.keys():
                     latest[record["stage"], record["step"]] = record
         yield from latest.values()
 
@@ -87,7 +95,7 @@ class RunFolder:
         """Size on disk; files that vanish meanwhile count as nothing."""
         total = 0
         for path in self.folder.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 total += path.stat().st_size if path.is_file() else 0
         return total
 
@@ -95,22 +103,17 @@ class RunFolder:
         shutil.rmtree(self.folder)
 
 
-def upgrade(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A record of any schema version we know, as the present one."""
-    version = record.get("schema")
-    if version != SCHEMA:
-        raise DataError(
-            f"{path} has schema {version}, this version of spcl reads {SCHEMA}; "
-            "use the version that wrote it"
-        )
-    return record
+def _way_out(name: str) -> str:
+    """What to do about a damaged record; what made the run makes it again from what is stored."""
+    files = "it" if name == DONE else f"it and {DONE}"  # a finished run writes nothing anew
+    return f"remove {files} and run the command of the run again"
 
 
 def runs(storage: Path) -> list[RunFolder]:
     """Every run in a storage folder, by name."""
     if not storage.is_dir():
         return []
-    folders = (p for p in sorted(storage.iterdir()) if (p / "config.yaml").is_file())
+    folders = (p for p in sorted(storage.iterdir()) if (p / "config.yaml").exists())
     return [RunFolder(p) for p in folders]
 
 

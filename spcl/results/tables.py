@@ -4,16 +4,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from spcl.results.statistics import CONFIDENCE, seed_estimate
+from spcl.chosen_by import ChosenBy
+from spcl.results.statistics import CONFIDENCE, seed_estimate, why_seeds_are_silent
 
 NOT_EVALUATED = "not evaluated: no labelled evaluation split"
 
 
-def run_table(summary: dict[str, Any]) -> str:
-    """Per-class IoU and means of each stage of one run; percent.  Ends with the run's notes."""
+def run_table(summary: dict[str, Any], chosen_by: ChosenBy | None = None) -> str:
+    """Per-class IoU and means of each stage of one run; percent.
+
+    Ends with the run's notes, and with the search that has chosen its settings, if one has.
+    """
+    said = [str(chosen_by)] if chosen_by else []
     rows = summary["table"]
     if not rows:
-        return NOT_EVALUATED
+        return "\n".join([NOT_EVALUATED, *said])
     means = list(rows[0]["means"])
     width = max(len(name) for name in [*summary["classes"], *means]) + 2
     head = " " * width + "".join(f"{row['title']:>14}" for row in rows)
@@ -28,7 +33,7 @@ def run_table(summary: dict[str, Any]) -> str:
         f"IoU in %, {summary['images']} images, protocol {summary['protocol']} ({counts}); "
         f"checkpoint: {summary['selection']}"
     )
-    return "\n".join([*lines, *summary.get("notes", [])])
+    return "\n".join([*lines, *summary.get("notes", []), *said])
 
 
 def _cell(value: float | None) -> str:
@@ -50,9 +55,19 @@ def ccd_table(distances: dict[str, float | None]) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half width of its 95 % t interval over seeds; None for a single value."""
+    """Mean and half width of its 95 % t interval over seeds; None where they say nothing of it."""
     found = seed_estimate(values)
     return found.value, None if found.error is None else found.margin((1 + CONFIDENCE) / 2)
+
+
+def with_spread(values: Sequence[float], spec: str = "", places: int = 1) -> str:
+    """Mean and interval as text, or why there is no interval.
+
+    spec    of the mean's format, before its decimal places: a sign, a width
+    """
+    mean, half = interval(values)
+    why = f"(no interval: {why_seeds_are_silent(values)})"
+    return f"{mean:{spec}.{places}f} " + (why if half is None else f"± {half:.{places}f}")
 
 
 def seeds_table(summaries: Sequence[dict[str, Any]]) -> str:
@@ -63,8 +78,7 @@ def seeds_table(summaries: Sequence[dict[str, Any]]) -> str:
     for index, row in enumerate(summaries[0]["table"]):
         for name in row["means"]:
             values = [100 * s["table"][index]["means"][name]["value"] for s in summaries]
-            mean, half = interval(values)
-            spread = "no interval: one seed" if half is None else f"± {half:.1f}"
             each = " ".join(f"{v:.1f}" for v in values)
-            lines.append(f"{row['title']:<14}{name:<11}{mean:6.1f} {spread:<8}  seeds: {each}")
+            shown = with_spread(values, "6")
+            lines.append(f"{row['title']:<14}{name:<11}{shown:<15}  seeds: {each}")
     return "\n".join(lines)

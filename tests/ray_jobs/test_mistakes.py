@@ -94,9 +94,9 @@ def own_data(mini_data: Path, tmp_path: Path) -> Path:
 
 def test_shards_of_another_schema_are_refused(own_data, tmp_path, capsys):
     path = own_data / "streets/sim/train/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     message = refused(own_data, tmp_path / "runs", capsys=capsys)
-    assert "streets/sim/train holds shards of schema 2, this version reads 1" in message
+    assert "sim/train/manifest.json has schema 99, this version of spcl reads 1 and 2" in message
 
 
 @pytest.mark.parametrize("given", ["runs", None])

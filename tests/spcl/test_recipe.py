@@ -13,7 +13,7 @@ import yaml
 from conftest import MINI
 from PIL import Image
 
-from spcl import cli
+from spcl import cli, records
 from spcl.config import load
 from spcl.data.convert import convert
 from spcl.data.datasets.custom import read_description
@@ -209,7 +209,7 @@ def test_the_table_of_a_source_that_lacks_classes_says_what_to_report(mini_data,
     path = data / "streets/sim/train/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["metadata"] |= {"dataset": "synthia", "absent_train_ids": [9, 14, 16]}
-    path.write_text(json.dumps(manifest))
+    records.write(path, manifest)
     assert run(data, tmp_path, "--method", "source_only", "--name", "a") == 0
     done = RunFolder(tmp_path / "a").done
     means = done["table"][-1]["means"]["mIoU"]

@@ -32,7 +32,7 @@ from tune.audit import audit, main
 from tune.experiment import halves
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = [(n, 0) for n in range(4)] + [(n, 1) for n in range(3)]
+JOBS = [(n, 0) for n in range(8)] + [(n, 1) for n in range(3)]
 
 
 def records() -> list[dict]:
@@ -107,11 +107,11 @@ def test_summary_measures_validators_against_the_oracle(audited):
     assert ("infomax", "spcl") not in table  # nobody has reached it
 
 
-def test_gain_is_against_the_published_defaults_at_the_last_rung_of_both(audited):
+def test_gain_is_against_the_default_configuration_at_the_last_rung_of_both(audited):
     _, rows, summary = audited
     oracle = {row["artefact"]: row["oracle"] for row in rows}
     gain = summary["gain"]
-    assert (gain["configuration"], gain["published"], gain["rung"]) == (2, 0, "spcl 1/2")
+    assert (gain["configuration"], gain["default"], gain["rung"]) == (2, 0, "spcl 1/2")
     assert gain["gain"] == pytest.approx(oracle["spcl-2-1"] - oracle["spcl-0-1"])
     assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
 
@@ -145,12 +145,12 @@ def test_resumed_audit_evaluates_nothing_twice(storage, mini_data, monkeypatch, 
 
 
 def test_jobs_that_share_an_artefact_are_evaluated_once(storage, mini_data, monkeypatch):
-    same = [record(n, 0, validators(n), artefact="spcl-0-0") for n in range(3)]
+    same = [record(n, 0, validators(n), artefact="spcl-0-0") for n in range(8)]
     folder = make(storage, same, data=str(mini_data), name="shared")
     seen, real = [], audit_file.evaluate
     monkeypatch.setattr(audit_file, "evaluate", lambda *a: (seen.append(1), real(*a))[1])
     rows, summary = audit(folder)
-    assert len(seen) == 2 and len(rows) == 4
+    assert len(seen) == 2 and len(rows) == 9
     assert "all values are equal" in next(
         e["note"] for e in summary["validators"] if e["validator"] == "infomax"
     )
@@ -195,7 +195,7 @@ def test_command_prints_the_table_and_writes_every_output(storage, mini_data, ca
     folder = make(storage, records(), data=str(mini_data), name="command")
     assert main([str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert "label_free" in printed and "published defaults after spcl 1/2" in printed
+    assert "label_free" in printed and "default configuration after spcl 1/2" in printed
     assert json.loads((folder / "audit.json").read_text())["images"] == 6
     page = (folder / "report.html").read_text()
     assert "computed after the search" in page and "no audit yet" not in page

@@ -38,7 +38,7 @@ def test_a_search_climbs_by_thirds_and_ends_on_top(mini_data, tmp_path):
     assert first["settings"] == {
         key: value for key, value in first["settings"].items() if key in driver.search.space.keys
     }
-    assert first["parameters"] == driver.search.space.published(driver.search.config)
+    assert first["parameters"] == driver.search.space.defaults(driver.search.config)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
@@ -177,7 +177,7 @@ def test_a_jobs_config_opens_no_label_of_the_target_unless_the_objective_is_made
 ):
     for objective, budget in (("label_free", 0), ("target_oracle", 3), ("few_label:5", 5)):
         asked = searches.search(mini_data, tmp_path, objective=objective)
-        job = asked.job(1, 0, asked.space.published(asked.config), {})
+        job = asked.job(1, 0, asked.space.defaults(asked.config), {})
         assert job.config["evaluation"]["dataset"] == "none"
         assert (job.oracle is not None) == (objective == "target_oracle")
         assert job.label_budget == asked.as_dict()["label_budget"] == budget

@@ -25,7 +25,7 @@ def started(mini_data, tmp_path_factory):
 
 
 def job(asked, number=0, rung=0, **parameters):
-    return asked.job(number, rung, asked.space.published(asked.config) | parameters, {})
+    return asked.job(number, rung, asked.space.defaults(asked.config) | parameters, {})
 
 
 def network(asked, record):

@@ -1,6 +1,7 @@
 """The files that a search leaves: settings that load, tables that equal the records, one page."""
 
 import csv
+import dataclasses
 import warnings
 from html.parser import HTMLParser
 
@@ -9,7 +10,8 @@ import pytest
 from conftest import MINI
 from experiments import failure, make, record, validators
 
-from spcl.config import differences, load
+from spcl.chosen_by import ChosenBy
+from spcl.config import load
 from tune.experiment import Experiment
 from tune.outputs import write_outputs
 
@@ -68,7 +70,8 @@ def test_best_yaml_gives_exactly_the_settings_of_the_chosen_configuration(writte
     best = load(file=written / "best.yaml")
     chosen = [f"{k}={v}" for k, v in record(4, 2, {})["settings"].items()]
     wanted = load("streets", "spcl", None, [*MINI, *chosen, "source.holdout=2"])
-    assert best == wanted
+    by = ChosenBy(search="made", objective="label_free")
+    assert best == dataclasses.replace(wanted, chosen_by=by)
     assert best.evaluation.dataset == "streets/real"
 
 
@@ -81,13 +84,14 @@ def test_best_yaml_says_how_it_was_chosen(written):
     assert "source.holdout" in said and str(written / "best.yaml") in said
 
 
-def test_without_any_score_best_yaml_holds_the_published_defaults(tmp_path):
+def test_without_any_score_best_yaml_holds_the_default_configuration(tmp_path):
     bad = [record(n, 0, validators(1.0, source_val=0.0)) for n in range(2)]
     folder = make(tmp_path, bad)
     write_outputs(folder)
     assert "No configuration has a score" in (folder / "best.yaml").read_text()
     wanted = load("streets", "spcl", None, [*MINI, "source.holdout=2"])
-    assert differences(load(file=folder / "best.yaml"), wanted) == []
+    assert load(file=folder / "best.yaml") == wanted  # which nobody has chosen
+    assert list(folder.glob("pick-*.yaml")) == []
 
 
 def test_best_yaml_of_a_search_with_the_authors_switches_keeps_those_turned_back(tmp_path):
@@ -96,7 +100,8 @@ def test_best_yaml_of_a_search_with_the_authors_switches_keeps_those_turned_back
     write_outputs(folder)
     chosen = [f"{k}={v}" for k, v in record(4, 2, {})["settings"].items()]
     wanted = load("streets", "spcl", None, [*MINI, *asked, *chosen, "source.holdout=2"])
-    assert load(file=folder / "best.yaml") == wanted
+    best = load(file=folder / "best.yaml")
+    assert dataclasses.replace(best, chosen_by=ChosenBy()) == wanted and best.chosen_by
     assert wanted.compat == "official" and wanted.spcl.sync
 
 

@@ -1,14 +1,17 @@
 """`python tune/search.py` as a user starts it, on a real Ray."""
 
+import dataclasses
 import json
 import os
 import random
 import signal
 from pathlib import Path
 
+import experiments
 import pytest
 import searches
 import trees
+import yaml
 from clusters import environment, wait_until
 from conftest import MINI
 from optuna.storages import JournalStorage
@@ -16,6 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from spcl.results.store import RunFolder
 from tune import search
+from tune.experiment import Experiment
+from tune.outputs import write_outputs
 from tune.study import JOURNAL
 
 SEARCH = ("python", "tune/search.py")
@@ -88,6 +93,44 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(mini_data, tmp_path, c
     assert rows["self_training"][1:3] == ["1", "4"]  # jobs, steps
     assert "14 jobs" in out and "device-hours" in out
     assert not (tmp_path / "searches").exists()
+
+
+@pytest.mark.parametrize("objective", ["label_free", "source_val"])
+def test_the_end_of_a_search_says_how_far_its_default_objective_can_be_trusted(
+    objective, tmp_path, capsys
+):
+    jobs = [experiments.record(n, 2, experiments.validators(0.1 * n)) for n in range(3)]
+    folder = experiments.make(tmp_path, jobs, objective=objective)
+    search._show(Experiment(folder))
+    write_outputs(folder)
+    for text in (capsys.readouterr().out, (folder / "report.html").read_text()):
+        told = "label_free has not been shown to rank networks" in text
+        assert told == (objective == "label_free") == ("-0.45 -0.27 -0.34" in text)
+
+
+def test_a_search_of_older_code_goes_on_and_calls_its_first_configuration_the_default(
+    mini_data, tmp_path
+):
+    asked = searches.search(mini_data, tmp_path)
+    asked.open()
+    path = asked.folder / "search.yaml"
+    values = yaml.safe_load(path.read_text())
+    assert "published" not in values and Experiment(asked.folder).default == 0
+    old = {key: value for key, value in values.items() if key != "default"} | {"published": 0}
+    del old["config"]["chosen_by"]  # and in `values`, too
+    path.write_text(yaml.safe_dump(old))
+    assert Experiment(asked.folder).default == 0
+    asked.open()
+    again = yaml.safe_load(path.read_text())
+    del again["config"]["chosen_by"]
+    assert again == values
+
+
+def test_jobs_of_a_search_say_what_chooses_among_them(mini_data, tmp_path):
+    asked = searches.search(mini_data, tmp_path, objective="target_oracle")
+    job = asked.job(1, 0, asked.space.defaults(asked.config), {})
+    by = {"search": "s", "objective": "target_oracle", "label_budget": 3}
+    assert job.config["chosen_by"] == by == dataclasses.asdict(asked.chosen_by)
 
 
 @pytest.mark.ray

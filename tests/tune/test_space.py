@@ -36,13 +36,13 @@ def test_every_key_of_every_space_names_a_setting(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("benchmark", ["streets", "gta5", "synthia", "synscapes"])
-def test_published_defaults_lie_in_every_space(path, benchmark):
+def test_defaults_lie_in_every_space(path, benchmark):
     config = load(benchmark, method_of(path))
     space = load_space(path.stem, config)
-    published = space.published(config)
-    assert space.inside(published) == published
+    defaults = space.defaults(config)
+    assert space.inside(defaults) == defaults
     values = flatten(config.as_dict())
-    assert space.settings(published, config) == pytest.approx({k: values[k] for k in space.keys})
+    assert space.settings(defaults, config) == pytest.approx({k: values[k] for k in space.keys})
 
 
 def test_a_space_reads_back_as_it_was_written(config):
@@ -86,13 +86,13 @@ def test_a_condition_switches_a_parameter_off(config):
     assert space.at([0.9, 0.5]) == {"spcl.source_mask": "agree", "spcl.temperature": 1.5}
     off = space.settings(space.at([0.0, 0.5]), config)
     assert off == {"spcl.source_mask": "gt", "spcl.temperature": config.spcl.temperature}
-    assert space.published(config) == {"spcl.source_mask": "gt"}
+    assert space.defaults(config) == {"spcl.source_mask": "gt"}
 
 
-def test_published_values_out_of_range_are_kept_and_known_to_be(config):
+def test_defaults_out_of_range_are_kept_and_known_to_be(config):
     space = build_space({"spcl.temperature": {"low": 5, "high": 9}}, config)
-    published = space.published(config)
-    assert published == {"spcl.temperature": 0.1} and space.inside(published) == {}
+    defaults = space.defaults(config)
+    assert defaults == {"spcl.temperature": 0.1} and space.inside(defaults) == {}
 
 
 @pytest.mark.parametrize(

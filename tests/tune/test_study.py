@@ -31,8 +31,8 @@ def history(space, count, seed=3):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_published_defaults_come_first(sampler, space, config):
-    assert propose(sampler, 7, 0, space, config, ()) == space.published(config)
+def test_the_default_configuration_comes_first(sampler, space, config):
+    assert propose(sampler, 7, 0, space, config, ()) == space.defaults(config)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -73,8 +73,8 @@ def test_the_view_shows_waiting_configurations_as_pruned_with_their_last_value(s
 
 
 def test_the_view_leaves_out_what_lies_outside_the_ranges(space, config):
-    published = space.published(config) | {"pseudo_label.cap": 0.99}
-    assert view(0, 1, space, [Seen(published, {0: 1.0})]).get_trials() == []
+    defaults = space.defaults(config) | {"pseudo_label.cap": 0.99}
+    assert view(0, 1, space, [Seen(defaults, {0: 1.0})]).get_trials() == []
 
 
 def parameters(space, config, number=1):
@@ -84,13 +84,13 @@ def parameters(space, config, number=1):
 def test_the_journal_remembers_what_was_started_and_says_nothing_twice(tmp_path, space, config):
     for _ in range(2):
         journal = Journal(tmp_path, space)
-        journal.start(0, 0, space.published(config))
+        journal.start(0, 0, space.defaults(config))
         journal.start(1, 0, parameters(space, config))
         journal.report(1, 0, 0.5)
         journal.start(1, 1, parameters(space, config))
     started = Journal(tmp_path, space).started()
     assert {n: (s.parameters, s.rung) for n, s in started.items()} == {
-        0: (space.published(config), 0),
+        0: (space.defaults(config), 0),
         1: (parameters(space, config), 1),
     }
     lines = (tmp_path / "journal.log").read_text().splitlines()
@@ -123,15 +123,15 @@ def test_only_what_reached_the_top_is_complete(tmp_path, space, config):
     ]
 
 
-def test_published_values_out_of_range_do_not_stop_the_journal(tmp_path, space, config):
-    outside = space.published(config) | {"pseudo_label.cap": 0.99}
+def test_defaults_out_of_range_do_not_stop_the_journal(tmp_path, space, config):
+    outside = space.defaults(config) | {"pseudo_label.cap": 0.99}
     Journal(tmp_path, space).start(0, 0, outside)
     assert Journal(tmp_path, space).started()[0].parameters == outside
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 7, "wor', b"\x00\x00\n", b'{"op_code": 7}'])
 def test_a_torn_journal_is_cut_to_its_last_whole_line(torn, tmp_path, space, config):
-    Journal(tmp_path, space).start(0, 0, space.published(config))
+    Journal(tmp_path, space).start(0, 0, space.defaults(config))
     path = tmp_path / "journal.log"
     whole = path.read_bytes()
     assert mend(tmp_path) == []
@@ -144,7 +144,7 @@ def test_a_torn_journal_is_cut_to_its_last_whole_line(torn, tmp_path, space, con
 
 
 def test_other_optuna_tools_read_the_journal(tmp_path, space, config):
-    Journal(tmp_path, space).start(0, 0, space.published(config))
+    Journal(tmp_path, space).start(0, 0, space.defaults(config))
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log"))
     storage = optuna.storages.JournalStorage(backend)
     (study,) = optuna.get_all_study_summaries(storage)

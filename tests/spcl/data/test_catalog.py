@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import MINI
 
+from spcl import records
 from spcl.config import load
 from spcl.data import shards
 from spcl.data.catalog import check_absent, open_data
@@ -21,7 +22,7 @@ def change(folder: Path, **metadata: object) -> None:
     path = folder / shards.MANIFEST
     manifest = json.loads(path.read_text())
     manifest["metadata"] |= metadata
-    path.write_text(json.dumps(manifest))
+    records.write(path, manifest)
 
 
 def opened(data: Path, *overrides: str) -> dict[str, shards.ShardSet]:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import trees
 
+from spcl import records
 from spcl.data import convert as convert_module
 from spcl.data import shards
 from spcl.data.convert import convert
@@ -36,7 +37,7 @@ def flip(path: Path, position: int) -> None:
 
 def edit_manifest(folder: Path, **values: object) -> None:
     path = folder / shards.MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(records.seal(json.loads(path.read_text()) | values)))
 
 
 def test_image_bytes_come_back_as_found(folder: Path, raw: Path) -> None:
@@ -151,8 +152,9 @@ def test_altered_index_is_refused(folder: Path) -> None:
 
 
 def test_other_schema_version_is_refused(folder: Path) -> None:
-    edit_manifest(folder, schema=2)
-    with pytest.raises(DataError, match="schema 2, this version reads 1"):
+    path = folder / shards.MANIFEST
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
+    with pytest.raises(DataError, match=f"{path} has schema 99, this version of spcl reads 1"):
         ShardSet(folder)
 
 
@@ -167,7 +169,7 @@ def test_empty_and_garbled_manifests_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="holds no samples"):
         ShardSet(folder)
     (folder / shards.MANIFEST).write_text("{")
-    with pytest.raises(DataError, match="is not a manifest"):
+    with pytest.raises(DataError, match="manifest.json is not valid JSON, it is cut.*--overwrite"):
         ShardSet(folder)
 
 

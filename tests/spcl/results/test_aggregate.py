@@ -199,7 +199,7 @@ def damage(folder, how):
         case "a list":
             (folder / "DONE.json").write_text("[]")
         case "newer":
-            edit(folder / "DONE.json", schema=2)
+            edit(folder / "DONE.json", schema=99)
         case "foreign":
             (folder / "DONE.json").write_text('{"schema": 1, "accuracy": 1}')
         case "no manifest":
@@ -227,7 +227,7 @@ def damage(folder, how):
     [
         ("no json", "DONE.json is not valid JSON"),
         ("a list", "DONE.json is no record"),
-        ("newer", "has schema 2, this version of spcl reads 1"),
+        ("newer", "has schema 99, this version of spcl reads 1"),
         ("foreign", "a record lacks 'table'"),
         ("no manifest", "manifest.json"),
         ("no matrices", "spcl.parquet"),
@@ -439,3 +439,59 @@ def test_whose_switches_a_run_has_is_read_and_kept(tmp_path):
     for _ in range(2):  # read, then from the cache
         runs, _ = read_runs([tmp_path / "ours", tmp_path / "theirs"], cache)
         assert [run.compat for run in runs] == ["ours"] * 2 + ["official"] * 2
+
+
+# Who has chosen a run's settings.
+
+FEW = {"search": "s", "selection": "few_label:8", "label_budget": 8}
+
+
+def chosen(*folders, cache=None):
+    found, problems = read_runs(folders, cache)
+    assert problems == []
+    return {Path(run.folder).name: (run.selection, run.label_budget) for run in found}
+
+
+def test_a_manifest_says_who_chose_a_runs_settings_whatever_its_folder_is_called(tmp_path):
+    edit(write_run(tmp_path / "any", 0) / "manifest.json", **FEW)
+    edit(write_run(tmp_path / "other-c0-s1", 1) / "manifest.json", **FEW)
+    assert set(chosen(tmp_path).values()) == {("few_label:8", 8)}
+    rows = {row.badges for board in make_boards(read_runs([tmp_path])[0]) for row in board.rows}
+    assert rows == {("few_label:8", "target labels")}
+
+
+def test_a_manifest_and_a_name_that_tell_of_two_searches_are_united(tmp_path):
+    """A run may be called after one search and have been started from the file of another."""
+    write_search(tmp_path, "few_label:20", 20)
+    write_search(tmp_path / "other")
+    free = {"search": "t", "selection": "label_free", "label_budget": 0}
+    edit(write_run(tmp_path / "s-c0-s1", 1) / "manifest.json", **free)
+    write_run(tmp_path / "s-c1-s1", 2)  # of older code, which names no search
+    edit(write_run(tmp_path / "other/s-c0", 3) / "manifest.json", **FEW)
+    told = chosen(*(tmp_path / name for name in ("s-c0-s1", "s-c1-s1", "other/s-c0")))
+    assert told == {
+        "s-c0-s1": ("few_label:20", 20),
+        "s-c1-s1": ("few_label:20", 20),
+        "s-c0": ("few_label:8", 8),
+    }
+
+
+def test_a_manifest_that_changes_is_read_again(tmp_path):
+    path, cache = write_run(tmp_path / "runs/a") / "manifest.json", tmp_path / "cache"
+    assert chosen(tmp_path / "runs", cache=cache) == {"a": ("last", 0)}
+    edit(path, **FEW)
+    assert chosen(tmp_path / "runs", cache=cache) == {"a": ("few_label:8", 8)}
+
+
+def test_a_search_that_began_from_chosen_settings_says_so(tmp_path):
+    path = write_search(tmp_path) / "search.yaml"
+    values = yaml.safe_load(path.read_text())
+    by = {"search": "t", "objective": "few_label:8", "label_budget": 8}
+    values["config"]["chosen_by"] = by
+    path.write_text(yaml.safe_dump(values))
+    assert set(chosen(tmp_path).values()) == {("few_label:8", 8)}
+
+
+def test_who_chose_is_no_setting_that_tells_rows_apart(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1\nchosen_by: {search: s}\nspcl: {steps: 3}\n")
+    assert aggregate.settings_of(str(tmp_path)) == {"spcl.steps": 3}

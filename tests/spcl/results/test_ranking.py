@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spcl.results.aggregate import Run
-from spcl.results.columns import detectable
+from spcl.results.columns import detectable, interval
 from spcl.results.published import Published
 from spcl.results.ranking import TARGET_LABELS, make_boards
 from spcl.results.statistics import RESAMPLES
@@ -105,6 +105,62 @@ def test_a_row_of_one_seed_has_no_interval_and_no_rank_and_says_so():
     assert any("1 row of one seed" in line for line in board.kept_apart)
 
 
+def without_matrices(runs):
+    return [replace(run, replicates=None) for run in runs]
+
+
+def shaken(runs, seed=0):
+    """With matrices: images move every run of these alike."""
+    moved = 0.02 * np.random.default_rng(seed).normal(size=RESAMPLES)
+    return [replace(r, replicates=(r.means["mIoU"] + moved).astype(np.float32)) for r in runs]
+
+
+def test_two_seeds_without_matrices_have_no_interval_no_test_and_no_rank():
+    """Equal differences gave p = 1.8e-15, hence ranks 1 and 2."""
+    rows = row("a", [0.8, 0.7]) + row("b", [0.6, 0.5]) + row("c", GOOD)
+    (board,) = make_boards(without_matrices(rows), ())
+    found = {r.method: r for r in board.rows}
+    for name in "ab":
+        one = found[name]
+        assert (one.rank, one.low, one.high, one.seed_interval) == (None, None, None, None)
+        assert interval(one) == "none: two seeds"
+        assert one.note.startswith("two seeds without matrices: no interval over seeds, not ranked")
+    assert found["c"].rank == 1 and board.detectable is None
+    (line,) = board.kept_apart
+    assert line.startswith("2 rows of two seeds without matrices: not ranked")
+
+
+def test_two_seeds_with_matrices_are_compared_unless_those_say_nothing():
+    both = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.5, 0.45]), 1)
+    (board,) = make_boards(both, ())
+    assert {r.method: r.rank for r in board.rows}.keys() == {"a", "b"}
+    assert all(r.rank and r.low < r.mean < r.high for r in board.rows)
+    assert all(r.seed_interval is None and r.image_interval for r in board.rows)
+    # The images of one row alone are no doubt about its difference from another one's.
+    half = shaken(row("a", [0.8, 0.7])) + without_matrices(row("b", [0.6, 0.5, 0.51]))
+    (board,) = make_boards(half, ())
+    assert [r.rank for r in board.rows] == [1, 1] and board.detectable is None
+    # Images that move both rows alike leave nothing but two equal differences.
+    alike = shaken(row("a", [0.8, 0.7])) + shaken(row("b", [0.6, 0.5]))
+    assert ranks(alike) == {"a": 1, "b": 1}
+
+
+def test_a_pair_that_cannot_be_tested_asks_for_no_stronger_evidence():
+    weak = row("a", [0.52, 0.55, 0.53, 0.54]) + row("b", [0.50, 0.50, 0.50, 0.52])
+    lower = [[score - 0.2 * n for score in (0.52, 0.55, 0.53, 0.54)] for n in (1, 2)]
+    rows = weak + row("c", lower[0]) + row("d", lower[1])  # a, c and d differ by the same always
+    assert ranks(rows) == {"a": 1, "b": 2, "c": 2, "d": 2}
+
+
+def test_equal_seeds_are_no_certainty():
+    rows = row("a", [0.8, 0.8, 0.8]) + row("b", [0.5, 0.5, 0.5])
+    (board,) = make_boards(without_matrices(rows), ())
+    assert [(r.rank, interval(r)) for r in board.rows] == [(None, "none: equal seeds")] * 2
+    steady = row("a", GOOD) + row("b", [score - 0.2 for score in GOOD])
+    assert ranks(steady) == {"a": 1, "b": 1}  # all differences are 0.2, to rounding
+    assert ranks(shaken(row("a", [0.8] * 3)) + shaken(row("b", [0.5] * 3), 1)) == {"a": 1, "b": 2}
+
+
 def test_the_detectable_difference_separates_what_is_ranked_from_what_is_not():
     (board,) = make_boards(row("a", GOOD) + row("b", BAD), ())
     assert 0 < board.detectable < 0.5
@@ -172,11 +228,12 @@ def test_a_row_selected_with_target_labels_wears_the_badge_and_others_do_not():
 
 
 def test_a_row_is_the_mean_over_its_seeds():
-    runs = row("a", [0.4, 0.6])
-    runs[1] = replace(runs[1], iou=(0.7, 0.2), code="c1", date="2026-11-22")
+    runs = row("a", [0.4, 0.6, 0.5])
+    runs[1] = replace(runs[1], iou=(0.8, 0.2), code="c1", date="2026-11-22")
     (found,) = make_boards(runs, ())[0].rows
-    assert (found.mean, found.means, found.seeds) == (0.5, {"mIoU": 0.5}, (0, 1))
-    assert found.iou == pytest.approx((0.6, 0.2)) and found.device_hours == 1.0
+    assert found.mean == pytest.approx(0.5) and found.seeds == (0, 1, 2)
+    assert found.means == pytest.approx({"mIoU": 0.5})
+    assert found.iou == pytest.approx((0.6, 0.2)) and found.device_hours == 1.5
     assert (found.code, found.date) == (("c0", "c1"), "2026-11-22")
     assert found.low < 0.5 < found.high
 
@@ -262,8 +319,8 @@ def test_without_matrices_the_interval_is_over_seeds_alone_and_says_so():
 
 
 def test_published_rows_stand_in_order_of_value_without_a_rank():
-    runs = row("a", [0.5, 0.51], benchmark="gta5", protocol="cityscapes19")
-    runs += row("b", [0.30, 0.31], benchmark="gta5", protocol="cityscapes19")
+    runs = row("a", [0.5, 0.51, 0.505], benchmark="gta5", protocol="cityscapes19")
+    runs += row("b", [0.30, 0.31, 0.31], benchmark="gta5", protocol="cityscapes19")
     (board,) = make_boards(runs, [PRINTED])
     assert [(r.method, r.published, r.rank) for r in board.rows] == [
         ("a", False, 1),

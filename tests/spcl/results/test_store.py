@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spcl.errors import DataError
-from spcl.results.store import RunFolder, read_confusions, runs, upgrade, write_confusions
+from spcl.results.store import RunFolder, read_confusions, runs, write_confusions
 
 DONE_V1 = {"schema": 1, "table": [], "seed": 0}  # a frozen example of schema 1
 
@@ -17,7 +17,8 @@ def test_confusions_survive_the_disk_exactly(tmp_path):
 
 
 def test_the_frozen_example_of_schema_1_is_read(tmp_path):
-    assert upgrade(DONE_V1, tmp_path) == DONE_V1
+    (tmp_path / "DONE.json").write_text(json.dumps(DONE_V1))
+    assert RunFolder(tmp_path).done == DONE_V1 | {"schema": 2}
 
 
 def test_another_schema_is_refused_by_name(tmp_path):

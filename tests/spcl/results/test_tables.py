@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spcl.results.tables import ccd_table, interval, run_table, seeds_table
+from spcl.chosen_by import ChosenBy
+from spcl.results.tables import ccd_table, interval, run_table, seeds_table, with_spread
 
 SUMMARY = {
     "classes": ["road", "sky"],
@@ -26,9 +27,33 @@ def test_the_interval_is_scipys_t_interval():
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
-def test_one_seed_has_no_interval():
-    assert interval([3.0]) == (3.0, None)
-    assert "no interval: one seed" in seeds_table([SUMMARY])
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [([3.0], "one seed"), ([3.0, 4.0], "two seeds"), ([3.0] * 3, "equal seeds")],
+)
+def test_where_seeds_say_nothing_there_is_no_interval_and_it_is_said(values, why):
+    assert interval(values) == (np.mean(values), None)
+    assert with_spread(values, "+") == f"+{np.mean(values):.1f} (no interval: {why})"
+    runs = [scored(value / 100) for value in values]
+    assert f"no interval: {why}" in seeds_table(runs)
+
+
+def scored(value):
+    means = {"mIoU": {"value": value, "classes": 1}}
+    return SUMMARY | {"table": [SUMMARY["table"][0] | {"means": means}]}
+
+
+def test_three_seeds_have_an_interval():
+    assert with_spread([40, 42, 44]) == "42.0 ± 5.0"
+    assert "42.0 ± 5.0  " in seeds_table([scored(v / 100) for v in (40, 42, 44)])
+
+
+def test_a_table_ends_with_the_search_that_has_chosen_the_settings():
+    by = ChosenBy(search="s", objective="few_label:20", label_budget=20)
+    said = "settings chosen by search s: few_label:20, 20 labelled target images"
+    for summary in (SUMMARY, SUMMARY | {"table": []}):
+        assert run_table(summary, by).splitlines()[-1] == said
+        assert run_table(summary, ChosenBy()) == run_table(summary)
 
 
 def test_a_class_without_pixels_is_a_dash_and_the_number_averaged_is_named():
