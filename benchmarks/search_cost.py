@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "schema": SCHEMA,
         "command": command(sys.argv[1:] if argv is None else argv),
-        "commit": commit(),
+        "commit": commit().hash,
         "code": code_version(),
         "hardware": {
             "processor": platform.processor() or platform.machine(),

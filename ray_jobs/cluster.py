@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spcl.commit import note_unknown
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
@@ -38,7 +39,8 @@ def inside_job() -> bool:
 def check_job_paths(arguments: argparse.Namespace, command: str) -> None:
     """UserError where a command inside a job leaves open which --data, --storage or --out it means.
 
-    Only absolute paths are the same there as on every node.
+    Only absolute paths are the same there as on every node.  A job that does not know its commit
+    says so.
     """
     if not inside_job():
         return
@@ -56,6 +58,9 @@ def check_job_paths(arguments: argparse.Namespace, command: str) -> None:
             f"working folder is a copy that is thrown away); use: python {command} "
             f"--data /shared/data --storage /shared/runs"
         )
+    note = note_unknown(command)
+    if note:
+        print(note, file=sys.stderr, flush=True)
 
 
 def connect(address: str | None) -> None:

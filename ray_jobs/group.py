@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+KEY = "spcl/stopped/{}"  # of a launch, in the cluster's own memory
 COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
 
 
@@ -52,3 +53,23 @@ def worker_group(
             ),
         ),
     )
+
+
+# Why a launch was stopped, where another attempt mends nothing.  A rank that others wait for must
+# raise, and Ray then starts the group again: the new workers ask here first, since on a full disk
+# no file could tell them.
+
+
+def stop(launch: str, reason: str) -> None:
+    """Note in the cluster, from a worker, why this launch is over."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(KEY.format(launch), reason)
+
+
+def stopped(launch: str) -> str | None:
+    """Why a launch is over, if a worker has said so."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found = _internal_kv_get(KEY.format(launch))
+    return found.decode() if found else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
-from ray_jobs.group import worker_group
+from ray_jobs.group import stopped, worker_group
 from spcl import cli, launch
 from spcl.errors import UserError
 from spcl.launch import Request
@@ -22,6 +22,7 @@ from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine
 
 if TYPE_CHECKING:
+    from ray.train import Result
     from ray.train.torch import TorchTrainer
 
 EXAMPLE = """examples:
@@ -111,10 +112,12 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
     )
     run.forget_failure()
     with _Progress(run):
-        error = _fit(trainer)
+        result = _fit(trainer)
     if not run.done:
-        if run.failed:  # by a worker, which said why
-            raise UserError(run.failed["error"])
+        told = stopped(name) or getattr(result, "return_value", None)
+        if told:  # by a worker, which said why
+            raise UserError(told)
+        error = result if isinstance(result, Exception) else None
         # A node may have been lost meanwhile.
         reason = cluster.shortage(train.workers, per_worker) or _reason(error)
         run.fail(f"training failed: {reason}", type(error).__name__)
@@ -124,12 +127,15 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
             shutil.rmtree(launched, ignore_errors=True)
 
 
-def _fit(trainer: "TorchTrainer") -> Exception | None:
-    """Train to the end; returns Ray's error, if any.  KeyboardInterrupt on Ctrl-C and SIGTERM."""
+def _fit(trainer: "TorchTrainer") -> "Result | Exception":
+    """Train to the end; what came of it.  KeyboardInterrupt on Ctrl-C and SIGTERM.
+
+    StorageError where Ray cannot write its own record of the launch.
+    """
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        trainer.fit()
+        return trainer.fit()
     except SystemExit:  # how Ray ends after Ctrl-C
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -137,7 +143,6 @@ def _fit(trainer: "TorchTrainer") -> Exception | None:
     finally:
         for sign, handler in handlers.items():  # Ray leaves its own for Ctrl-C in place
             signal.signal(sign, handler)
-    return None
 
 
 def _reason(error: Exception | None) -> str:

@@ -1,8 +1,8 @@
 """Where Ray Train meets spcl: what runs on each worker.
 
 Workers import this module by name, so it stays importable and free of driver state.  A mistake of
-ours or the user's goes to FAILED.json, where the driver sees it; only what is left, lost workers,
-is for Ray to try again.
+ours or the user's, or a full disk, is what the worker returns, and in FAILED.json where that can be
+written; only what is left, lost workers, is for Ray to try again.
 """
 
 import os
@@ -15,7 +15,9 @@ import ray.train
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
-from spcl import distributed
+from ray_jobs.group import stop, stopped
+from spcl import atomic, distributed
+from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
@@ -31,30 +33,39 @@ def pack(request: Request, launch: str) -> dict[str, Any]:
         "storage": str(request.storage),
         "name": request.name,
         "launch": launch,
+        "commit": str(commit()),  # Ray leaves .git and the driver's environment behind
     }
 
 
-def train_worker(job: dict[str, Any]) -> None:
-    """Run one recipe on this rank of a Ray Train worker group."""
+def train_worker(job: dict[str, Any]) -> str | None:
+    """Run one recipe on this rank of a Ray Train worker group; returns why it failed, if it did."""
+    os.environ[VARIABLE] = job["commit"]
     request = Request(
         from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
     )
     run = RunFolder(request.storage / request.name)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    _redirect_output(run.folder / "logs" / f"{job['launch']}-rank{rank}.log")
-    sys.stderr.write(
-        f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
-    )
-    if any(distributed.gather(run.failed is not None)):
-        return  # restarted after the failure below
+    earlier = [reason for reason in distributed.gather(stopped(job["launch"])) if reason]
+    if earlier:
+        return earlier[0]  # restarted after the failure below
     try:
+        log = run.folder / "logs" / f"{job['launch']}-rank{rank}.log"
+        with atomic.writing(log):
+            _redirect_output(log)
+            sys.stderr.write(
+                f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
+            )
         # Ray decides which of a node's GPUs are this worker's.
         summary = run_on_rank(request, get_device().index or 0, ray.train.report)
-        _report_final(request, summary)
-    except UserError:  # is in FAILED.json
+        with atomic.writing(run.folder / "ray"):
+            _report_final(request, summary)
+    except UserError as error:
         if world_size > 1:
+            stop(job["launch"], str(error))
             raise  # a rank that waits for this one hears of it only when Ray stops the group
+        return str(error)
+    return None
 
 
 def _report_final(request: Request, summary: dict[str, Any]) -> None:
@@ -72,7 +83,7 @@ def _report_final(request: Request, summary: dict[str, Any]) -> None:
 
 def _redirect_output(path: Path) -> None:
     """Send this process's stdout and stderr to a file of the run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.mkdir(path.parent)
     sys.stdout.flush()
     sys.stderr.flush()
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

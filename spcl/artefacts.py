@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,30 +42,29 @@ class ArtefactStore:
         return folder
 
     @contextmanager
-    def write(self, stage: Stage) -> Iterator[Path]:
-        """Yield one temporary folder to all ranks; it becomes the artefact when all are done."""
+    def write(
+        self, stage: Stage, seconds: Callable[[], float | None] = lambda: None
+    ) -> Iterator[Path]:
+        """Yield one temporary folder to all ranks; it becomes the artefact when all are done.
+
+        seconds  device-seconds that the stage has taken, if known; stored beside the result
+        """
         # The name carries rank 0's process, so a killed launch and its successor never share it.
         name = distributed.gather(f".{stage.folder}.{_process()}.tmp")[0]
         temporary = self.root / name
         if distributed.rank() == 0:
             self._sweep()
-            temporary.mkdir(parents=True, exist_ok=True)
+            atomic.mkdir(temporary)
         distributed.barrier()
         try:
             yield temporary
             distributed.barrier()
             if distributed.rank() == 0:
-                self._publish(stage, temporary)
+                self._publish(stage, temporary, seconds())
             distributed.barrier()
         finally:
             if distributed.rank() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def write_cost(self, stage: Stage, seconds: float) -> None:
-        """Note the device-seconds that a stored stage took."""
-        atomic.write_json(
-            self.path(stage) / COST, {"schema": COST_SCHEMA, "device_seconds": seconds}
-        )
 
     def cost(self, stage: Stage) -> float | None:
         """Device-seconds of a stage and all it was made from; None where one is unknown."""
@@ -80,7 +79,7 @@ class ArtefactStore:
             if not process_is_alive(pid):
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def _publish(self, stage: Stage, temporary: Path) -> None:
+    def _publish(self, stage: Stage, temporary: Path, seconds: float | None) -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         manifest = {
             "key": stage.key,
@@ -94,6 +93,9 @@ class ArtefactStore:
             "files": {str(p.relative_to(temporary)): atomic.sha256(p) for p in files},
         }
         records.write(temporary / MANIFEST, manifest)
+        if seconds is not None:
+            cost = {"schema": COST_SCHEMA, "device_seconds": seconds}
+            atomic.write_json(temporary / COST, cost)
         atomic.publish(temporary, self.path(stage))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from spcl.atomic import refusal
 from spcl.errors import ConfigError, UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -19,11 +20,20 @@ def guarded(
     argv: Sequence[str] | None = None,
     *expected: type[Exception],
 ) -> int:
-    """Exit code of `main`; Ctrl-C is 130, a UserError, or what else is expected, one line and 2."""
+    """Exit code of `main`; Ctrl-C is 130, a UserError, or what else is expected, one line and 2.
+
+    So is a refused write that nothing else has told.
+    """
     try:
         return main(argv)
     except (UserError, *expected) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -2,7 +2,8 @@
 
 UserError            what must hold, what was found, what to do next
 ├── ConfigError      an unknown key, a value out of range, stages that do not fit
-└── DataError        missing, damaged or foreign data
+├── DataError        missing, damaged or foreign data
+└── StorageError     the system refuses to write: a full disk, a quota, a limit, a permission
 """
 
 
@@ -16,3 +17,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """The data on disk cannot be used as it is."""
+
+
+class StorageError(UserError, OSError):
+    """Nothing more can be written.  No other attempt mends it, so nobody makes one.
+
+    It is an OSError, too: who can do without a file that is not written goes on.
+    """

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spcl import records
+from spcl import atomic, records
 from spcl.errors import ConfigError, DataError
 from spcl.lease import process_is_alive
 from spcl.results.store import RunFolder
@@ -99,8 +99,9 @@ def remove(storage: Path, garbage: Garbage) -> list[Path]:
         # A rename first, so that nobody ever finds half an artefact under its name; the name is
         # that of a temporary folder, which is swept up should this process die here.
         name = f".{folder.name.strip('.')}.{socket.gethostname()}-{os.getpid()}.tmp"
-        doomed = folder.rename(folder.with_name(name))
-        shutil.rmtree(doomed)
+        with atomic.writing(folder):
+            doomed = folder.rename(folder.with_name(name))
+            shutil.rmtree(doomed)
     return gone
 
 

@@ -25,10 +25,11 @@ class Lease:
         self._mine = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def __enter__(self) -> "Lease":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_dir():
-            raise UserError(f"{self.path} must be a file, but a folder is there; remove it")
-        self._take()
+        with atomic.writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                raise UserError(f"{self.path} must be a file, but a folder is there; remove it")
+            self._take()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
@@ -42,7 +43,7 @@ class Lease:
     def _take(self) -> None:
         """Create the lease where there is none; of two processes at once, one succeeds."""
         fresh = self.path.with_name(f"lease-{uuid.uuid4().hex}.tmp")
-        fresh.write_text(json.dumps(self._mine))
+        atomic.write_bytes(fresh, json.dumps(self._mine).encode())
         try:
             self._drop_expired(fresh)
             os.link(fresh, self.path)  # fails where the path exists, unlike a rename

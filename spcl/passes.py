@@ -3,12 +3,13 @@
 Each reads every sample once, without augmentation or gradient, a rank taking every W-th.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from spcl import distributed
+from spcl import atomic, distributed
 from spcl.data.loader import rank_indices
 from spcl.data.predictions import HISTOGRAM, PredictionWriter
 from spcl.data.shards import ShardSet
@@ -69,7 +70,9 @@ def prediction_pass(
             writer.add(shards.sample_ids[index], label, levels)
     total = distributed.all_reduce(torch.from_numpy(histogram).to(device)).cpu().numpy()
     if distributed.rank() == 0:
-        np.save(folder / HISTOGRAM, total)
+        buffer = io.BytesIO()
+        np.save(buffer, total)
+        atomic.write_bytes(folder / HISTOGRAM, buffer.getvalue())
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """What a number came from: code, data, settings, hardware; and that all ranks agree on it."""
 
 import hashlib
+import importlib.metadata
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from spcl import distributed
+from spcl.commit import commit
 from spcl.config import Config
 from spcl.data.shards import ShardSet
 from spcl.errors import UserError
 from spcl.stages import Stage
+
+PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "pillow", "ray", "optuna")
 
 
 def describe(
@@ -43,14 +46,15 @@ def describe(
         **config.chosen_by.in_manifest(),
         "protocol": config.evaluation.protocol,
         "code": code_version(),
-        "commit": commit(),
+        "commit": commit().hash,
+        "dirty": commit().dirty,  # None: unknown
         "hardware": {
             "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
             "cores": os.cpu_count(),
             "workers": distributed.world_size(),
             "threads": config.train.threads,
         },
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions(),
         "started": time.time(),
     }
 
@@ -77,12 +81,12 @@ def code_version() -> str:
     return total.hexdigest()[:16]
 
 
-@cache
-def commit() -> str | None:
-    """The git commit of the checkout, where there is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+def versions() -> dict[str, str | None]:
+    """Of Python and of the packages that a result may depend on; None where one is not there."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"torch": torch.__version__}  # names its build, too

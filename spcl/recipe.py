@@ -6,7 +6,6 @@ to do, so a killed run continues by running the same command.
 
 import dataclasses
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from spcl import atomic, checkpoint, distributed, passes
 from spcl import chosen_by as choices
@@ -29,6 +27,7 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import ConfigError, UserError
 from spcl.evaluate import Predict, evaluate, predict_labels
+from spcl.export import write_png
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
 from spcl.models.normalization import fill_unseen_statistics
@@ -108,13 +107,10 @@ class Recipe:
                 self.around.telemetry.message(f"{stage.title}: done before, reused")
                 continue
             self.around.telemetry.message(f"{stage.title}: started")
-            resumed = (self.run.folder / "checkpoints" / stage.progress).exists()
-            started = time.perf_counter()
+            # Only training leaves checkpoints: what a killed pass took is lost with its work.
+            self.checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
             make = self._source_pass if stage.reader else makers[stage.kind]
             make(stage)
-            if distributed.rank() == 0 and not resumed:  # what earlier launches took is unknown
-                seconds = (time.perf_counter() - started) * distributed.world_size()
-                self.store.write_cost(stage, seconds)
 
     # One method per kind of stage.
 
@@ -128,7 +124,7 @@ class Recipe:
             name = method.source_pass.name
             path = self.store.open(stage.inputs[name]) / f"{name}.pt"
             method.start_from(checkpoint.load(path, torch.device("cpu")))
-        checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
+        checkpoints = self.checkpoints
         fit(stage.method, method, self._steps(stage), config.train, checkpoints, self.around)
         fill_unseen_statistics(method.segmentor)
         self._store_state(stage, method.cpu().state_dict())
@@ -140,12 +136,13 @@ class Recipe:
         memory = METHODS[stage.reader].source_pass(segmentor, self.config.of(stage.reader), device)
         size = self.config.source.size
         result = passes.source_pass(segmentor, self.shards["source"], size, device, memory)
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
-                torch.save(result, folder / f"{stage.kind}.pt")
+                with atomic.opened(folder / f"{stage.kind}.pt") as file:
+                    torch.save(result, file)
 
     def _predictions(self, stage: Stage) -> None:
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             passes.prediction_pass(
                 self._segmentor(stage),
                 self.shards["target"],
@@ -164,10 +161,11 @@ class Recipe:
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
         ids, matrices = evaluate(predict, shards, self.config.evaluation, self.around.device)
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
-                np.savez_compressed(folder / "samples.npz", **self._samples(predict, shards))
+                with atomic.opened(folder / "samples.npz") as file:
+                    np.savez_compressed(file, **self._samples(predict, shards))
 
     # What stages share.
 
@@ -220,9 +218,10 @@ class Recipe:
         return PseudoLabels(self.shards["target"], predictions, thresholds)
 
     def _store_state(self, stage: Stage, state: dict[str, torch.Tensor]) -> None:
-        with self.store.write(stage) as folder:
+        with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
-                torch.save({"schema": checkpoint.SCHEMA, "method": state}, folder / "checkpoint.pt")
+                with atomic.opened(folder / "checkpoint.pt") as file:
+                    torch.save({"schema": checkpoint.SCHEMA, "method": state}, file)
 
     @torch.no_grad()
     def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
@@ -305,7 +304,7 @@ class Recipe:
             rows.append([image, *(colorize(label, shards.palette) for label in labels)])
         captions = ("image", *(["ground truth"] if shards.labelled else []), *samples)
         picture = captioned_grid(same_size(rows), captions)
-        Image.fromarray(picture).save(self.run.folder / "panel.png")
+        write_png(self.run.folder / "panel.png", picture)
 
 
 def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:

@@ -203,6 +203,7 @@ def make_report(
                 folder / "analysis", pixels, shards.class_names, shards.palette
             )
         atomic.write_json(folder / SCORES, report)
+        atomic.flush(folder)  # a full disk may be noticed here, while the old report stands
         if job.out.exists():
             shutil.rmtree(job.out)
     return report
@@ -226,7 +227,8 @@ def _describe(job: Job, shards: ShardSet) -> dict[str, Any]:
         "table": [],
         "notes": [],
         "code": code_version(),
-        "commit": commit(),
+        "commit": commit().hash,
+        "dirty": commit().dirty,
     }
 
 

@@ -4,16 +4,23 @@ metrics.jsonl is the record; whoever watches (the plain trainer, or Ray's driver
 prints with `LiveLine`.  After a resume some steps stand twice: the last line of a step counts.
 """
 
+import io
 import json
+import os
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from PIL import Image
+
+from spcl import atomic
 
 SCHEMA = 1
+EVENTS = "brain.Event:2"  # the format of TensorBoard's files
 
 
 class Telemetry:
@@ -28,41 +35,79 @@ class Telemetry:
             return
         record = {"schema": SCHEMA, "time": time.time(), "stage": stage, "step": step}
         record |= {"steps": steps} | values
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in values.get("losses", {}).items():
-            self.board.add_scalar(f"{stage}/loss/{name}", value, step)
+        atomic.append(self.folder / "metrics.jsonl", json.dumps(record))
+        scalars = {f"loss/{name}": value for name, value in values.get("losses", {}).items()}
         for name in ("learning_rate", "images_per_second", "source_miou"):
             if name in values:
-                self.board.add_scalar(f"{stage}/{name}", values[name], step)
+                scalars[name] = values[name]
+        self.board.scalars({f"{stage}/{name}": value for name, value in scalars.items()}, step)
         if self.live:
             self.live.show(record)
 
     def panel(self, stage: str, step: int, picture: np.ndarray) -> None:
         """picture (H, W, 3) uint8"""
         if self.folder is not None:
-            self.board.add_image(f"{stage}/panel", picture, step, dataformats="HWC")
+            self.board.image(f"{stage}/panel", picture, step)
 
     def message(self, text: str) -> None:
         """A line for people; stays in the record as {"message": text}."""
         if self.folder is None:
             return
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"schema": SCHEMA, "time": time.time(), "message": text}) + "\n")
+        record = {"schema": SCHEMA, "time": time.time(), "message": text}
+        atomic.append(self.folder / "metrics.jsonl", json.dumps(record))
         if self.live:
             self.live.show({"message": text})
 
     @property
-    def board(self) -> Any:
+    def board(self) -> "Board":
         if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            self._board = Board(self.folder / "tensorboard")
         return self._board
 
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+
+class Board:
+    """An event file of TensorBoard, each record written before the call returns.
+
+    torch's SummaryWriter writes in a thread, whose error nobody hears of in time.
+    """
+
+    def __init__(self, folder: Path):
+        # slow to import
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        atomic.mkdir(folder)
+        self._write(file_version=EVENTS)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Numbers by name, of one step."""
+        value = self._summary.Value
+        each = [value(tag=tag, simple_value=number) for tag, number in values.items()]
+        self._write(step=step, summary=self._summary(value=each))
+
+    def image(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """picture (H, W, 3) uint8"""
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        height, width, colors = picture.shape
+        image = self._summary.Image(
+            height=height,
+            width=width,
+            colorspace=colors,
+            encoded_image_string=buffer.getvalue(),
+        )
+        each = [self._summary.Value(tag=tag, image=image)]
+        self._write(step=step, summary=self._summary(value=each))
+
+    def _write(self, **fields: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event = self._event(wall_time=time.time(), **fields)
+        with atomic.opened(self.path, "ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
 
 
 class LiveLine:

@@ -39,8 +39,6 @@ def run_on_rank(
     except UserError as error:
         run.fail(str(error), type(error).__name__)
         raise
-    finally:
-        telemetry.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -85,3 +85,84 @@ def test_spcl_trains_with_ray_blocked(mini_data, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "mIoU-tail" in done.stdout
+
+
+#: What puts bytes on a disk, by the last name of what is called.
+WRITERS = {"write_text", "write_bytes", "mkdir", "makedirs", "touch", "SummaryWriter", "OSFile"}
+WRITERS |= {"save", "savez", "savez_compressed", "new_file", "symlink_to", "truncate", "mkstemp"}
+OF = {"shutil": {"copy", "copy2", "copyfile", "copytree", "move"}, "pq": {"write_table"}}
+OPENERS = {"open", "fdopen"}
+GUARDS = {"writing", "opened"}  # of spcl.atomic
+IN_MEMORY = {"file", "buffer", "sink"}  # names of what `opened` gives, and of buffers
+
+
+def unguarded_writers(source: str) -> list[tuple[int, str]]:
+    """Calls that write, by line, outside of `with atomic.writing(...)` or `try ... except OSError`.
+
+    A call on `atomic`, or one that is given an open file or a buffer first, needs no guard.
+    """
+    found: list[tuple[int, str]] = []
+
+    def name(node: ast.expr) -> str:
+        return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+    def owner(node: ast.expr) -> str:
+        return name(node.value) if isinstance(node, ast.Attribute) else ""
+
+    def writes(call: ast.Call) -> bool:
+        called = name(call.func)
+        if called in OPENERS and owner(call.func) in ("", "os", "io"):
+            words = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+            modes = [w.value for w in words if isinstance(w, ast.Constant)]
+            return any(isinstance(m, str) and set(m) & set("wax+") for m in modes)
+        first = name(call.args[0]) if call.args else ""
+        if called not in WRITERS | OF.get(owner(call.func), set()):
+            return False
+        into_memory = {first, *(name(arg) for arg in call.args[1:2])} & IN_MEMORY
+        return not into_memory and owner(call.func) not in ("atomic", "checkpoints")
+
+    def visit(node: ast.AST, guarded: bool) -> None:
+        if isinstance(node, ast.With):
+            calls = [i.context_expr for i in node.items if isinstance(i.context_expr, ast.Call)]
+            guarded = guarded or any(name(call.func) in GUARDS for call in calls)
+        if isinstance(node, ast.Try):
+            caught = {name(n) for h in node.handlers for n in ast.walk(h.type or h)}
+            guarded = guarded or "OSError" in caught
+        if isinstance(node, ast.Call) and not guarded and writes(node):
+            found.append((node.lineno, name(node.func)))
+        for child in ast.iter_child_nodes(node):
+            visit(child, guarded)
+
+    visit(ast.parse(source), False)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["spcl", "ray_jobs", "tune"])
+def test_whatever_writes_tells_of_a_full_disk_alike(folder):
+    left = {
+        str(path.relative_to(ROOT)): calls
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "atomic.py" and (calls := unguarded_writers(path.read_text()))
+    }
+    assert left == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path, 'w')",
+        "open(path, mode='ab+')",
+        "path.write_text('')",
+        "torch.save(state, path / 'x.pt')",
+        "np.save(path, array)",
+        "Image.fromarray(a).save(root / 'x.png')",
+        "pq.write_table(table, path)",
+        "shutil.copy(a, b)",
+        "folder.mkdir()",
+        "SummaryWriter(path)",
+    ],
+)
+def test_a_writer_of_its_own_would_be_seen(line):
+    assert unguarded_writers(line)
+    assert not unguarded_writers(f"with atomic.writing(path):\n    {line}")
+    assert not unguarded_writers("torch.save(state, file); open(path); open(path, 'rb')")

@@ -3,16 +3,19 @@
 Runs where Ray Tune puts it: in the trial's process with one device, in workers of a Ray Train group
 nested in the trial with more.  The record, <experiment>/jobs/NNNN-R.json, is the only result; a job
 that fails writes one with its reason, and only what is left, killed processes, is for Tune to try
-again.  A job opens no label of the target unless the search's objective is made of labels.
+again; a full disk is no failure of a configuration and ends the search.  A job opens no label of
+the target unless the search's objective is made of labels.
 """
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import socket
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +23,13 @@ from typing import Any
 
 import torch
 
-from ray_jobs.group import worker_group
-from spcl import distributed, records
+from ray_jobs.group import stop, stopped, worker_group
+from spcl import atomic, distributed, records
+from spcl.commit import VARIABLE
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
-from spcl.errors import UserError
+from spcl.errors import StorageError, UserError
 from spcl.evaluate import evaluate
 from spcl.lease import EXPIRES, Lease
 from spcl.models.segmentor import Segmentor
@@ -41,6 +45,9 @@ from tune.experiment import REFERENCE, halves, read_job
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
+ATTEMPTS = "attempts.jsonl"  # of a configuration: when each began
+SHARED = "shared_steps.jsonl"  # steps of shared stages that its attempts set out to make
+STOPPED = "stopped"  # in what a trial reports: why nothing more can be written
 LABELLED_SPLIT = "train_labelled"  # of the target, for few_label
 
 
@@ -62,6 +69,7 @@ class Job:
     label_budget: int = 0  # labelled target images that the objective reads
     few_label: int = 0  # that many of them, of the target's training images
     oracle: dict[str, Any] | None = None  # the evaluation section, for target_oracle alone
+    commit: str = ""  # the driver's: Ray leaves .git and the driver's environment behind
 
     @property
     def is_reference(self) -> bool:
@@ -86,11 +94,18 @@ def trial(config: dict[str, Any]) -> None:
     """What Ray Tune runs."""
     from ray import tune
 
-    tune.report({"status": run(Job(**json.loads(config["job"])))["status"]})
+    try:
+        found = {"status": run(Job(**json.loads(config["job"])))["status"]}
+    except StorageError as error:  # raised, it would be tried again
+        found = {STOPPED: str(error)}
+    tune.report(found)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """The job's record; made unless it stands.  Raises only what another attempt may mend."""
+    """The job's record; made unless it stands.
+
+    Raises only what another attempt may mend, and StorageError.
+    """
     with waiting_lease(job.run.folder):
         if job.record.exists():
             return read_job(job.record)
@@ -119,8 +134,8 @@ def waiting_lease(folder: Path) -> Iterator[None]:
         try:
             lease.__enter__()
             break
-        except UserError:
-            if time.monotonic() > deadline:
+        except UserError as error:
+            if isinstance(error, StorageError) or time.monotonic() > deadline:
                 raise
             time.sleep(LEASE_POLL)
     try:
@@ -131,52 +146,84 @@ def waiting_lease(folder: Path) -> Iterator[None]:
 
 def _count_attempt(job: Job) -> int:
     """Note that an attempt begins; returns how many there were."""
-    path = job.run.folder / "attempts.jsonl"
+    path = job.run.folder / ATTEMPTS
     line = {"rung": job.rung, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    return sum(
-        f'"rung": {job.rung},' in line for line in path.read_text(errors="replace").splitlines()
-    )
+    atomic.append(path, json.dumps(line))
+    return sum(line.get("rung") == job.rung for line in _lines(path))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file of JSON lines, where one may be cut short; none where there is no file."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def spent_before(job: Job) -> float:
+    """Device-seconds of the job's attempts before this one, each up to its last log line."""
+    starts = [(line["time"], line["rung"]) for line in _lines(job.run.folder / ATTEMPTS)]
+    logged = [line["time"] for line in _lines(job.run.folder / "metrics.jsonl")]
+    spent = 0.0
+    for (start, rung), (end, _) in itertools.pairwise(starts):
+        if rung == job.rung:
+            spent += max((time for time in logged if start <= time < end), default=start) - start
+    return spent * from_dict(job.config).train.workers
+
+
+def _shared_steps(job: Job, to_make: dict[str, int]) -> dict[str, int]:
+    """Steps of the shared stages that this job makes; those of its killed attempts, too."""
+    path = job.run.folder / SHARED
+    if to_make and distributed.rank() == 0:
+        atomic.append(path, json.dumps({"rung": job.rung, "steps": to_make}))
+    made = dict(to_make)
+    for line in _lines(path):
+        made |= line["steps"] if line["rung"] == job.rung else {}
+    return made
 
 
 def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
-    """Run the job on this rank; its record stands afterwards, done or failed."""
+    """Run the job on this rank; its record stands afterwards, done or failed.
+
+    StorageError where nothing more can be written: the job is then neither.
+    """
     started = time.perf_counter()
     try:
         found = _work(job, local_rank)
+    except StorageError:
+        raise
     except Exception as error:
         write_failure(job, _reason(error), attempts)
-        (job.run.folder / "traceback.txt").write_text(traceback.format_exc())
+        atomic.write_bytes(job.run.folder / "traceback.txt", traceback.format_exc().encode())
         if distributed.world_size() > 1:
             raise  # other ranks wait for this one until Ray stops the group
         return
     seconds = (time.perf_counter() - started) * distributed.world_size()
     if distributed.rank() == 0:
-        _write(job, status="done", attempts=attempts, device_seconds=seconds, **found)
+        spent = seconds + spent_before(job)
+        _write(job, status="done", attempts=attempts, device_seconds=spent, **found)
 
 
 def _work(job: Job, local_rank: int) -> dict[str, Any]:
+    os.environ[VARIABLE] = job.commit
     config, run = from_dict(job.config), job.run
     device = choose_device(config.train, local_rank)
-    telemetry = Telemetry(run.folder if distributed.rank() == 0 else None)
-    try:
-        around = Surroundings(device, telemetry)
-        data, storage = Path(job.data), Path(job.storage)
-        recipe = Recipe(config, data, run, around, storage=storage, continued=True)
-        shared = [stage for stage in recipe.stages if not touched(stage, job.shared)]
-        made = {
-            stage.method: config.of(stage.method).steps
-            for stage in shared
-            if stage.method and not recipe.store.has(stage)
-        }
-        wanted = shared if job.is_reference else recipe.stages
-        if job.is_reference:
-            recipe.make(wanted)
-        else:
-            recipe()
-    finally:
-        telemetry.close()
+    around = Surroundings(device, Telemetry(run.folder if distributed.rank() == 0 else None))
+    data, storage = Path(job.data), Path(job.storage)
+    recipe = Recipe(config, data, run, around, storage=storage, continued=True)
+    shared = [stage for stage in recipe.stages if not touched(stage, job.shared)]
+    to_make = {
+        stage.method: config.of(stage.method).steps
+        for stage in shared
+        if stage.method and not recipe.store.has(stage)
+    }
+    made = _shared_steps(job, to_make)
+    wanted = shared if job.is_reference else recipe.stages
+    if job.is_reference:
+        recipe.make(wanted)
+    else:
+        recipe()
     scored = [stage for stage in wanted if stage.kind in ("train", "statistics")][-1]
     folder = recipe.store.open(scored)
     classes = len(recipe.shards["source"].class_names)
@@ -252,17 +299,22 @@ def _reason(error: BaseException) -> str:
 
 def _nested(job: Job, attempts: int) -> None:
     """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
+    launch, folder = uuid.uuid4().hex[:12], Path(job.experiment) / "ray" / "train"
     trainer = worker_group(
         nested_worker,
-        {"job": asdict(job), "attempts": attempts},
-        Path(job.experiment) / "ray" / "train",
+        {"job": asdict(job), "attempts": attempts, "launch": launch},
+        folder,
         from_dict(job.config).train.workers,
         job.worker,
         restarts=0,
+        name=launch,
     )
     try:
-        trainer.fit()
+        with atomic.writing(folder):
+            trainer.fit()
     except Exception:
+        if stopped(launch):
+            raise StorageError(stopped(launch)) from None
         if not job.record.is_file():
             raise
     if not job.record.is_file():
@@ -273,4 +325,8 @@ def nested_worker(values: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     from ray.train.torch import get_device
 
-    attempt(Job(**values["job"]), values["attempts"], get_device().index or 0)
+    try:
+        attempt(Job(**values["job"]), values["attempts"], get_device().index or 0)
+    except StorageError as error:
+        stop(values["launch"], str(error))
+        raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from spcl import atomic, records
 from spcl.chosen_by import ChosenBy
+from spcl.commit import commit
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
 from spcl.data.planned import count_images, find_split
@@ -122,6 +123,7 @@ class Search:
             label_budget=self.label_budget,
             few_label=self.few_label,
             oracle=oracle,
+            commit=str(commit()),
         )
 
     def as_dict(self) -> dict[str, Any]:

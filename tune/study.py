@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -20,8 +21,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
+from spcl import atomic
 from spcl.config import Config
-from spcl.errors import DataError
+from spcl.errors import DataError, StorageError
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
 
@@ -101,7 +103,8 @@ def mend(folder: Path) -> list[str]:
     if os.path.lexists(lock):
         if lock.is_dir() and not lock.is_symlink():
             raise DataError(f"{lock} is a folder, which no search makes; remove it")
-        lock.unlink()
+        with atomic.writing(lock):
+            lock.unlink()
         said.append(f"{lock.name} was left by a driver that is gone: removed")
     if path.is_dir():
         raise DataError(f"{path} must be a file, but a folder is there; {JOURNAL_WAY_OUT}")
@@ -110,7 +113,7 @@ def mend(folder: Path) -> list[str]:
     text = path.read_bytes()
     whole = _complete(text)
     if whole < len(text):
-        with open(path, "r+b") as file:
+        with atomic.opened(path, "r+b") as file:
             file.truncate(whole)
         said.append(
             f"{JOURNAL} ended in {len(text) - whole} bytes that are no complete line: cut, and "
@@ -141,6 +144,19 @@ class Started:
     rung: int  # the highest that was started
 
 
+class _File(JournalFileBackend):
+    """Optuna's journal file, where a full disk is a StorageError."""
+
+    def __init__(self, path: Path):
+        with atomic.writing(path):
+            super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with atomic.writing(self._path):
+            super().append_logs(logs)
+
+
 class Journal:
     """The study on disk: trial by configuration number, scores by rung."""
 
@@ -148,6 +164,8 @@ class Journal:
         self.space = space
         try:
             self._open(folder)
+        except StorageError:
+            raise
         except Exception as error:  # lines that are whole, and no operations of Optuna's
             raise DataError(
                 f"{folder / JOURNAL} is damaged, Optuna cannot read it ({error!r}); "
@@ -155,7 +173,7 @@ class Journal:
             ) from error
 
     def _open(self, folder: Path) -> None:
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        self.storage = JournalStorage(_File(folder / JOURNAL))
         self.study = optuna.create_study(
             study_name=folder.name,
             storage=self.storage,

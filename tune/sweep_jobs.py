@@ -4,18 +4,21 @@ Workers import this module by name.  A cell's run folder is its only result: DON
 FAILED.json with the reason, which is what a piece of work returns.
 """
 
+import os
 import shutil
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray_jobs import cluster
-from ray_jobs.group import worker_group
-from spcl import distributed
+from ray_jobs.group import stop, stopped, worker_group
+from spcl import atomic, distributed
+from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
-from spcl.errors import UserError
+from spcl.errors import StorageError, UserError
 from spcl.recipe import Recipe, choose_device, open_run
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
@@ -42,6 +45,7 @@ class Task:
     keys: list[str]  # of the stages to make
     finish: bool
     worker: dict[str, float]  # resources of each worker of a group
+    commit: str  # the driver's: Ray leaves .git and the driver's environment behind
 
     @property
     def folder(self) -> RunFolder:
@@ -61,11 +65,15 @@ def task_of(work: Work, sweep: Sweep, worker: dict[str, float]) -> Task:
         keys=[stage.key for stage in work.stages],
         finish=work.finish,
         worker=worker,
+        commit=str(commit()),
     )
 
 
 def perform(values: dict[str, Any]) -> str | None:
-    """Do the work; returns why it failed, if it did."""
+    """Do the work; returns why it failed, if it did.
+
+    StorageError where nothing more can be written: then no cell has failed, and the sweep stops.
+    """
     task = Task(**values)
     try:
         with waiting_lease(task.folder.folder):
@@ -77,6 +85,8 @@ def perform(values: dict[str, Any]) -> str | None:
                 _in_group(task)
             else:
                 attempt(task)
+    except StorageError:
+        raise
     except Exception as error:  # another process holds the run, or its folder cannot be used
         return _reason(error)
     free_memory()
@@ -85,6 +95,7 @@ def perform(values: dict[str, Any]) -> str | None:
 
 def attempt(task: Task, local_rank: int = 0) -> None:
     """Make the stages on this rank; a failure is in FAILED.json afterwards."""
+    os.environ[VARIABLE] = task.commit
     config, run = from_dict(task.config), task.folder
     telemetry = Telemetry(run.folder if distributed.rank() == 0 else None)
     try:
@@ -94,13 +105,13 @@ def attempt(task: Task, local_rank: int = 0) -> None:
             recipe()
         else:
             recipe.make([stage for stage in recipe.stages if stage.key in task.keys])
+    except StorageError:
+        raise
     except Exception as error:
         run.fail(_reason(error), type(error).__name__)
-        (run.folder / "traceback.txt").write_text(traceback.format_exc())
+        atomic.write_bytes(run.folder / "traceback.txt", traceback.format_exc().encode())
         if distributed.world_size() > 1:
             raise  # other ranks wait for this one until Ray stops the group
-    finally:
-        telemetry.close()
 
 
 def _reason(error: BaseException) -> str:
@@ -162,12 +173,14 @@ def on_ray(
 
 
 def _result(reference: Any) -> str | None:
-    """Why a task failed, if it did: it says so, or its process was lost."""
+    """Why a task failed, if it did: it says so, or its process was lost.  StorageError."""
     import ray
 
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, StorageError):
+            raise error.cause from None
         return _reason(error.cause)
     except ray.exceptions.RayError as error:
         return _reason(error)
@@ -177,20 +190,27 @@ def _result(reference: Any) -> str | None:
 
 
 def _in_group(task: Task) -> None:
-    """Do the work in a Ray Train worker group."""
+    """Do the work in a Ray Train worker group.  StorageError."""
+    launch = uuid.uuid4().hex[:12]
     trainer = worker_group(
         group_worker,
-        asdict(task),
+        {"task": asdict(task), "launch": launch},
         Path(task.run) / "ray",
         from_dict(task.config).train.workers,
         task.worker,
         restarts=LOST_WORKERS,
+        name=launch,
     )
     try:
-        trainer.fit()
+        with atomic.writing(Path(task.run) / "ray"):
+            trainer.fit()
+    except StorageError:
+        raise
     except Exception as error:
-        if not task.folder.failed:
+        if not task.folder.failed and not stopped(launch):
             task.folder.fail(_reason(error), type(error).__name__)
+    if stopped(launch):
+        raise StorageError(stopped(launch))
     shutil.rmtree(Path(task.run) / "ray", ignore_errors=True)  # Ray's own record of the launch
 
 
@@ -198,7 +218,11 @@ def group_worker(values: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     from ray.train.torch import get_device
 
-    task = Task(**values)
-    if any(distributed.gather(task.folder.failed is not None)):
+    task, launch = Task(**values["task"]), values["launch"]
+    if any(distributed.gather(task.folder.failed is not None or stopped(launch) is not None)):
         return  # restarted after a failure that another attempt does not mend
-    attempt(task, get_device().index or 0)
+    try:
+        attempt(task, get_device().index or 0)
+    except StorageError as error:
+        stop(launch, str(error))
+        raise

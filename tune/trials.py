@@ -13,10 +13,11 @@ import uuid
 from dataclasses import asdict
 
 from ray_jobs import cluster
+from spcl import atomic
 from spcl.config import Train
-from spcl.errors import UserError
+from spcl.errors import StorageError, UserError
 from tune.driver import Driver
-from tune.jobs import Job, trial
+from tune.jobs import STOPPED, Job, trial
 
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files per trial that nobody reads
@@ -94,8 +95,12 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
         def on_trial_complete(
             self, trial_id: str, result: dict | None = None, error: bool = False
         ) -> None:
+            job = self.trials.pop(trial_id)
+            if STOPPED in (result or {}):
+                self.error = StorageError(result[STOPPED])
+                return
             try:
-                driver.finished(self.trials.pop(trial_id), failed=error)
+                driver.finished(job, failed=error)
             except UserError as problem:
                 self.error = problem
 
@@ -128,7 +133,12 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        with atomic.writing(folder):
+            tuner.fit()
+    except Exception:  # what Tune makes of an error of ours
+        if jobs.error is None:
+            raise
     if jobs.error:
         raise jobs.error
     if not driver.is_over:

@@ -116,12 +116,13 @@ def write_task(task: Task) -> Done:
                 yield read.row
 
     temporary = task.path.with_name(f"{task.path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        entry, index = shards.write_shard(temporary, task.job.metadata, rows())
-        atomic.fsync(temporary)
-        os.replace(temporary, task.path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.writing(task.path):
+        try:
+            entry, index = shards.write_shard(temporary, task.job.metadata, rows())
+            atomic.fsync(temporary)
+            os.replace(temporary, task.path)
+        finally:
+            temporary.unlink(missing_ok=True)
     entry["name"] = task.path.name
     if not any(problem.severity == ERROR for problem in problems):  # else it is to be made again
         state = {"key": task.key, "entry": entry, "problems": problems}
@@ -222,7 +223,7 @@ def convert(
         "samples": len(samples),
     }
     failed = out.with_name(f"{out.name}.{output.REPORT}")
-    with output.only_writer(out):
+    with atomic.writing(out), output.only_writer(out):
         if not overwrite and output.is_done(out, inputs):
             manifest = shards.read_manifest(out)
             old = _old_report(out / output.REPORT) if golden else {}
@@ -234,7 +235,7 @@ def convert(
             output.check_replaceable(out)
         try:
             part = out.with_name(PART.format(out.name))
-            part.mkdir(exist_ok=True)
+            atomic.mkdir(part)
             tasks = plan_tasks(job, part, samples, shard_bytes)
             _check_space(samples, out, part)
             _check_some(job, samples, problems)

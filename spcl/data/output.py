@@ -73,7 +73,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
     Two processes that want the same split on first use: the second waits and finds it done.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic.mkdir(out.parent)
     handle = os.open(out.parent, os.O_RDONLY)
     try:
         if _lock(handle, out.parent):

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from spcl import atomic
+
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -32,20 +34,23 @@ class PredictionWriter:
     """Writes one rank's file, a record batch per image; use as a context manager."""
 
     def __init__(self, folder: Path, rank: int):
-        self._writer = pa.ipc.new_file(folder / f"predictions-{rank:05d}.arrow", SCHEMA)
+        self._path = folder / f"predictions-{rank:05d}.arrow"
+        with atomic.writing(self._path):
+            self._writer = pa.ipc.new_file(self._path, SCHEMA)
 
     def add(self, sample_id: str, label: np.ndarray, confidence: np.ndarray) -> None:
         """label (H, W) uint8, confidence (H, W) uint16."""
         row = [[sample_id], [_png(label)], [_png(confidence)]]
-        self._writer.write_batch(
-            pa.record_batch([pa.array(v, f.type) for v, f in zip(row, SCHEMA, strict=True)], SCHEMA)
-        )
+        columns = [pa.array(v, f.type) for v, f in zip(row, SCHEMA, strict=True)]
+        with atomic.writing(self._path):
+            self._writer.write_batch(pa.record_batch(columns, SCHEMA))
 
     def __enter__(self) -> "PredictionWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._writer.close()
+        with atomic.writing(self._path):
+            self._writer.close()
 
 
 class PredictionSet:

@@ -138,7 +138,11 @@ def write_shard(
     index: list[dict[str, Any]] = []
     pending: list[dict[str, Any]] = []
     batches = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, columns) as writer:
+    with (
+        atomic.writing(path),
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, columns) as writer,
+    ):
 
         def flush() -> None:
             nonlocal batches
@@ -202,7 +206,8 @@ def write_manifest(
     """
     rows = [{**row, "shard": n} for n, (_, index) in enumerate(shards) for row in index]
     num_classes = len(metadata["class_names"])
-    pq.write_table(pa.Table.from_pylist(rows, schema=_index_schema(num_classes)), folder / INDEX)
+    with atomic.opened(folder / INDEX) as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_index_schema(num_classes)), file)
     manifest = {
         "metadata": metadata,
         "inputs": inputs,

@@ -156,7 +156,7 @@ def make_view(
         "started": started.isoformat(timespec="seconds"),
         "samples": len(data),
     }
-    with output.only_writer(out):
+    with atomic.writing(out), output.only_writer(out):
         if not overwrite and output.is_done(out, inputs):
             return {**report, "status": "unchanged", **output.summary(shards.read_manifest(out))}
         if overwrite:

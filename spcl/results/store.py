@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from spcl import atomic, records
-from spcl.errors import DataError
+from spcl.errors import DataError, StorageError
 
 SCHEMA = 1  # of confusion matrices and reports; that of the JSON is every record's
 DONE = "DONE.json"
@@ -67,14 +67,17 @@ class RunFolder:
         self.forget_failure()
 
     def fail(self, error: str, kind: str) -> None:
-        self.write(FAILED, {"error": error, "kind": kind})
+        """Note why the run ended; on a full disk only the caller's message tells it."""
+        with contextlib.suppress(StorageError):
+            self.write(FAILED, {"error": error, "kind": kind})
 
     def forget_failure(self) -> None:
         """A run that is tried again has not failed."""
         path = self.folder / FAILED
         if path.is_dir():
             raise DataError(f"{path} must be a file, but a folder is there; remove it")
-        path.unlink(missing_ok=True)
+        with atomic.writing(self.folder):
+            path.unlink(missing_ok=True)
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The log lines; a step that stands twice (after a resume) counts by its last line."""
@@ -100,7 +103,8 @@ class RunFolder:
         return total
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder)
+        with atomic.writing(self.folder):
+            shutil.rmtree(self.folder)
 
 
 def _way_out(name: str) -> str:

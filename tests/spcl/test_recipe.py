@@ -14,12 +14,14 @@ from conftest import MINI
 from PIL import Image
 
 from spcl import cli, records
+from spcl.checkpoint import Checkpoints
 from spcl.config import load
 from spcl.data.convert import convert
 from spcl.data.datasets.custom import read_description
 from spcl.errors import ConfigError
 from spcl.launch import default_name
 from spcl.recipe import open_run
+from spcl.results.aggregate import read_runs
 from spcl.results.store import RunFolder, read_confusions
 from spcl.train import main
 
@@ -391,3 +393,34 @@ def test_empty_shards_are_refused(own_data, tmp_path, capsys):
         os.remove(path)
     assert run(own_data, tmp_path) == 2
     assert "streets/sim/train" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_twice_has_its_cost_on_the_board(mini_data, tmp_path, monkeypatch):
+    """Once in the middle of a stage, once between its last checkpoint and its result."""
+    line = ["--data", str(mini_data), "--storage", str(tmp_path), "--name", "r", *MINI]
+    line += ["stages=[adversarial]"]
+    save = Checkpoints.save
+    for step in (4, 6):
+
+        def killed(self, done, state, at=step):
+            save(self, done, state)
+            if done == at:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoints, "save", killed)
+            assert cli.guarded(main, line) == 130
+    (newest,) = (tmp_path / "r/checkpoints").glob("*/step-00000006/manifest.json")
+    stored = json.loads(newest.read_text())["device_seconds"]
+    assert cli.guarded(main, line) == 0
+    (run,), _ = read_runs([tmp_path])
+    assert run.device_seconds > stored > 0
+
+
+def test_a_manifest_names_the_code_and_what_it_ran_on(finished):
+    manifest = RunFolder(finished / "full").manifest
+    found = manifest["versions"]
+    names = {"python", "torch", "torchvision", "numpy", "pyarrow", "pillow", "ray", "optuna"}
+    assert found.keys() == names and all(found.values())
+    assert found["numpy"] == np.__version__ and found["torch"] == torch.__version__
+    assert len(manifest["commit"]) == 40 and manifest["dirty"] in (True, False)

@@ -120,6 +120,37 @@ def test_attempts_are_counted_by_rung(started, monkeypatch):
     assert run(job(asked, 7, 1))["attempts"] == 1
 
 
+def test_a_job_that_was_killed_counts_its_seconds_and_its_shared_steps(mini_data, tmp_path):
+    """Shared stages that a killed attempt has stored are this job's still."""
+    asked = searches.search(mini_data, tmp_path)
+    reference = asked.reference_job({})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jobs, "_validators", lambda *_: fail())
+
+        def fail():
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(reference)
+    spent = jobs.spent_before(reference)
+    assert spent == 0.0  # of attempts before the only one
+    record = run(reference)
+    assert record["shared_steps"] == {"adversarial": 6} and record["attempts"] == 2
+    assert 0 < jobs.spent_before(reference) < record["device_seconds"]
+
+
+def test_seconds_of_killed_attempts_end_with_their_last_log_line(started):
+    asked, _ = started
+    one = job(asked, 11, 1)
+    one.run.folder.mkdir(parents=True)
+    starts = [{"time": t, "rung": r} for t, r in ((0, 0), (100, 1), (200, 1), (300, 1))]
+    (one.run.folder / "attempts.jsonl").write_text("".join(json.dumps(s) + "\n" for s in starts))
+    logged = [{"time": t} for t in (50, 120, 130, 199, 310)]
+    text = "".join(json.dumps(line) + "\n" for line in logged)
+    (one.run.folder / "metrics.jsonl").write_text(text + '{"ti')
+    assert jobs.spent_before(one) == 99  # 100 to 199; the next has logged nothing
+
+
 def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started, monkeypatch):
     """A killed driver's workers live on for a while; the record they leave is the result."""
     asked, record = started

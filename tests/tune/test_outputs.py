@@ -33,7 +33,7 @@ def search_folder(storage: Path, data: Path) -> Path:
     jobs = [record(n, 2, validators(0.0, few_label=value)) for n, value in enumerate(few)]
     request = {"objective": f"few_label:{BUDGET}", "label_budget": BUDGET, "name": "s"}
     folder = make(storage, jobs, STAGES, data=str(data), **request)
-    (folder / "agreement.json").write_text('{"configuration": 2}')
+    (folder / "agreement.json").write_text('{"schema": 1, "configuration": 2}')
     write_outputs(folder)
     return folder
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from spcl.cli import guarded
 from spcl.data.labels import colorize
@@ -15,6 +14,7 @@ from spcl.data.streets.domains import DOMAINS
 from spcl.data.streets.render import render
 from spcl.data.streets.trees import write_trees
 from spcl.errors import DataError
+from spcl.export import write_png
 
 PREVIEW_SCENES = 8
 
@@ -42,8 +42,7 @@ def run(argv: Sequence[str] | None) -> int:
         )
         print(f"streets, world {arguments.world}: {arguments.out}")
     if arguments.preview:
-        arguments.preview.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(contact_sheet(arguments.world, height, width)).save(arguments.preview)
+        write_png(arguments.preview, contact_sheet(arguments.world, height, width))
         print(f"preview: {arguments.preview}")
     return 0
 

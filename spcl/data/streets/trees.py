@@ -76,7 +76,7 @@ def write_trees(
     jobs = list(_jobs(source_images, target_images, val_images))
     with atomic.folder(out) as temporary:
         for folder in {temporary / p for job in jobs for p in (job.image, job.label)}:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            atomic.mkdir(folder.parent)
         for done, job in enumerate(jobs, 1):
             image, train_ids = render(world, job.domain, job.split, job.index, height, width)
             _save(temporary, job, image, train_ids)
@@ -134,10 +134,12 @@ def _jobs(source: int, target: int, val: int) -> Iterator[_Job]:
 
 
 def _save(root: Path, job: _Job, image: np.ndarray, train_ids: np.ndarray) -> None:
-    Image.fromarray(image).save(root / job.image, compress_level=COMPRESSION)
+    with atomic.opened(root / job.image) as file:
+        Image.fromarray(image).save(file, "PNG", compress_level=COMPRESSION)
     label = Image.fromarray(TRAIN_TO_LABEL_ID[train_ids])
     if job.domain == "sim":
         label = label.convert("L")
         label.putpalette(GTA5_PALETTE.tobytes())
     # Pillow would store few colours in fewer bits, which GTA5's own files do not.
-    label.save(root / job.label, bits=8, compress_level=COMPRESSION)
+    with atomic.opened(root / job.label) as file:
+        label.save(file, "PNG", bits=8, compress_level=COMPRESSION)
