@@ -9,8 +9,16 @@ from pathlib import Path
 
 from ray_jobs import cluster, train
 from spcl import cli
-from spcl.config import load
-from spcl.data.catalog import STREETS, data_root, open_data, prepare_streets
+from spcl.config import Config, load
+from spcl.data.catalog import (
+    check_streets,
+    data_root,
+    expect_data,
+    missing_data,
+    open_data,
+    prepare_streets,
+)
+from spcl.data.planned import STREETS, Planned, refuse
 from spcl.errors import UserError
 from spcl.launch import check_batches, check_name
 from spcl.lease import Lease
@@ -18,8 +26,9 @@ from spcl.settings import choose
 from spcl.validation import OBJECTIVES
 from tune.driver import Driver, forget_failed_reference
 from tune.experiment import ORACLE, Experiment
+from tune.jobs import LABELLED_SPLIT
 from tune.request import SEARCHES, Search, check_objective, few_label_count, with_holdout
-from tune.rungs import PROMOTIONS, at_rung, ladder
+from tune.rungs import PROMOTIONS, Rung, at_rung, ladder
 from tune.space import load_space
 from tune.study import SAMPLERS, mend
 from tune.trust import warning
@@ -59,11 +68,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--final-seeds", type=int, default=0, metavar="N", help="train the picks with N seeds")
     add("--audit", metavar="EXPERIMENT", help="judge a finished search by the target's labels")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
     add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
     add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings, e.g. train.threads=1")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.time and not arguments.dry_run:
+        raise UserError("--time is of a dry run; add --dry-run")
     for name, least in (
         ("trials", 1), ("eta", 2), ("seed", 0), ("devices_per_trial", 1),
         ("max_failures", 0), ("final_seeds", 0),
@@ -79,7 +91,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def resolve(arguments: argparse.Namespace) -> Search:
-    """The search that is asked for, checked as far as possible without starting anything."""
+    """The search that is asked for, checked as far as possible without starting anything.
+
+    A dry run writes nothing, and what data it lacks is no error.
+    """
     config = load(arguments.benchmark, arguments.method, None, arguments.settings)
     data = data_root(arguments.data)
     storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)
@@ -88,9 +103,15 @@ def resolve(arguments: argparse.Namespace) -> Search:
     space = load_space(arguments.space or config.method, config)
     rungs = ladder(config, space.keys)
     check_batches(config, arguments.devices_per_trial)
-    prepare_streets(config, data, _say)
+    missing = missing_splits(arguments, config, rungs, data)
+    if arguments.dry_run:
+        check_streets(config, data)
+    else:
+        refuse([split for split in missing if not split.rendered], data)
+        prepare_streets(config, data, _say)
     config = with_holdout(config, data)
-    open_data(at_rung(config, rungs[-1]), data)
+    read = expect_data if arguments.dry_run else open_data
+    read(at_rung(config, rungs[-1]), data)
     check_objective(arguments.objective, config, data)
     objective = arguments.objective.replace(":", "-")
     name = arguments.name or f"{config.benchmark}-{config.method}-{objective}-s{arguments.seed}"
@@ -114,6 +135,22 @@ def resolve(arguments: argparse.Namespace) -> Search:
     )
 
 
+def missing_splits(
+    arguments: argparse.Namespace, config: Config, rungs: Sequence[Rung], data: Path
+) -> list[Planned]:
+    """What a search reads and is not there.  Of the evaluation split: only if it is scored on."""
+    scored = arguments.final_seeds or _is_audited(arguments.objective, config)
+    read = config if scored else at_rung(config, rungs[-1])
+    labelled = [(config.target.dataset, LABELLED_SPLIT)]
+    return missing_data(read, data, labelled if few_label_count(arguments.objective) else ())
+
+
+def _is_audited(objective: str, config: Config) -> bool:
+    """Whether a search ends with an audit: it must say how optimistic an oracle is."""
+    embedded = config.source.dataset.startswith(STREETS) and config.evaluation.wanted
+    return embedded or objective == ORACLE
+
+
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
     if arguments.audit:
@@ -121,9 +158,10 @@ def run(argv: Sequence[str] | None) -> int:
     cluster.check_job_paths(arguments, "tune/search.py")
     search = resolve(arguments)
     if arguments.dry_run:
-        from tune.estimate import describe
+        from tune.estimate import describe, is_timed
 
-        print(describe(search))
+        missing = missing_splits(arguments, search.config, search.rungs, search.data)
+        print(describe(search, missing, is_timed(search.config, arguments.time)))
         return 0
     with Lease(search.folder):
         search.open()
@@ -132,8 +170,7 @@ def run(argv: Sequence[str] | None) -> int:
     _show(experiment)
     if arguments.final_seeds:
         _train_picks(experiment, arguments)
-    embedded = search.config.source.dataset.startswith(STREETS) and search.config.evaluation.wanted
-    if embedded or search.objective == ORACLE:  # which must say how optimistic it is
+    if _is_audited(search.objective, search.config):
         return _audit(search.folder)
     return 0
 

@@ -56,7 +56,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Release:
-    """What a whole download holds, to compare with.
+    """What a whole download holds, to compare with, and to plan with before it is there.
 
     sizes         (width, height) of its images
     class_images  number of label files that show each trainId
@@ -77,6 +77,7 @@ class Dataset:
     companions  pattern of files that belong to the dataset and aren't needed
     extra       a JSON file of facts about each sample, with {key}
     layout      one line for who gave the wrong folder
+    download    where the files are to be had, for who has none
     hints       check -> what is known about it in the official release
     releases    split -> what a whole download holds
     absent      trainIds that no image shows
@@ -98,6 +99,7 @@ class Dataset:
     releases: dict[str, Release] = field(default_factory=dict)
     absent: tuple[int, ...] = ()
     any_image: bool = False
+    download: str = ""
     palette: np.ndarray | None = None
     label_space: str = "cityscapes19"
     class_names: tuple[str, ...] = CLASS_NAMES
