@@ -25,12 +25,14 @@ from spcl.data.datasets import DATASETS, Dataset
 from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS
 from spcl.data.listing import NOTE
+from spcl.data.pictures import MAX_PIXELS
 from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
 from spcl.settings import choose
 
 LABELLED = "train_labelled"
 DESCRIPTIONS = (".yaml", ".yml")
+LARGEST = f"a file of more pixels is an error (default: {MAX_PIXELS}, as Pillow)"
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, metavar="FILE", help="convert only the images that FILE names")
     add("--drop-blank", action="store_true", help="leave out images of one colour")
     add("--with-labels", action="store_true", help=f"also write {LABELLED}: for oracles")
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=LARGEST)
     add("--overwrite", action="store_true", help="replace shards made from other files")
     add("--verify-golden", action="store_true", help="an error unless it is the whole release")
     add("--view", metavar="WxH", help="also write the images at a size to train at")
@@ -155,6 +158,8 @@ def run(argv: Sequence[str] | None) -> int:
     dataset = find_dataset(arguments.dataset)
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
+    if arguments.max_pixels < 1:
+        raise UserError(f"--max-pixels must be at least 1, got {arguments.max_pixels}")
     if arguments.codec and not arguments.view:
         raise UserError("--codec says how a view is stored; give its size, too: --view 1280x720")
     size = parse_view(arguments.view) if arguments.view else None
@@ -190,6 +195,7 @@ def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: C
             golden=arguments.verify_golden,
             overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
+            max_pixels=arguments.max_pixels,
         )
         print(describe(report), flush=True)
 

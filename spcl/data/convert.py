@@ -29,6 +29,7 @@ from spcl.data.encodings import ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
+from spcl.data.pictures import MAX_PIXELS
 from spcl.errors import DataError
 from spcl.settings import choose, digest
 
@@ -159,6 +160,7 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """Convert one split into the folder `out`; returns the report.
 
@@ -172,6 +174,7 @@ def convert(
     golden          an error unless counts, sizes and classes are those of the published release
     overwrite       replace what an earlier conversion wrote to `out`
     progress        called with the number of samples done and of all
+    max_pixels      an image or label file of more is an error
 
     Does nothing when `out` already holds the same names and sizes, converted in the same way.
     DataError, and nothing written but a report beside `out`, when any file is unusable; shards that
@@ -200,6 +203,7 @@ def convert(
         metadata=_metadata(source, split, name, label_files, only),
         on_mismatch=on_mismatch,
         drop_blank=drop_blank,
+        max_pixels=max_pixels,
     )
     inputs = {
         "converter_version": CONVERTER_VERSION,

@@ -82,6 +82,8 @@ class Dataset:
     absent      trainIds that no image shows
     any_image   also grey, transparent and 16-bit images, where nothing is lost
     palette     (N, 3) uint8 colours of the raw ids, for labels that are stored as colours
+
+    described_in  the user's YAML file that says all this; empty of a dataset of this folder
     """
 
     name: str
@@ -103,3 +105,4 @@ class Dataset:
     class_names: tuple[str, ...] = CLASS_NAMES
     class_colors: np.ndarray = field(default_factory=TRAIN_ID_COLORS.copy)
     tail: tuple[int, ...] = TAIL_CLASSES
+    described_in: str = ""

@@ -16,7 +16,7 @@ Images and labels are joined by what the wildcards of their globs stand for.  Wi
 import colorsys
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def read_description(path: Path) -> Dataset:
     """The dataset that a YAML file describes; ConfigError names the file and what is wrong."""
     values = read_yaml(path)
     try:
-        return _dataset(build(Description, values))
+        return replace(_dataset(build(Description, values)), described_in=str(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

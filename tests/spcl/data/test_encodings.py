@@ -184,8 +184,8 @@ def test_what_would_lose_something_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JPEG CMYK; convert it to 8-bit RGB"):
         as_rgb8(read_picture(str(tmp_path), "x.jpg"))
     Image.fromarray(RGB).save(tmp_path / "x.bmp")
-    with pytest.raises(ValueError, match="BMP RGB; use one of PNG, JPEG, WEBP"):
-        as_rgb8(read_picture(str(tmp_path), "x.bmp"))
+    with pytest.raises(DataError, match="x.bmp is .*BMP; use one of PNG, JPEG, WEBP"):
+        read_picture(str(tmp_path), "x.bmp")
 
 
 def test_every_encoding_holds_what_it_says() -> None:
