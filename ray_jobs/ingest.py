@@ -24,7 +24,7 @@ from spcl.data.convert import convert, verify
 from spcl.data.datasets import DATASETS, Dataset
 from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS
-from spcl.data.listing import NOTE
+from spcl.data.listing import NOTE, splits_there
 from spcl.data.pictures import MAX_PIXELS
 from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
@@ -85,13 +85,9 @@ def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     if arguments.split:
         splits = [choose(arguments.split, dataset.splits, f"split of {dataset.name}")]
     else:
-        plain = {name: split for name, split in dataset.splits.items() if not split.on_request}
-        there = [
-            name
-            for name, split in plain.items()
-            if any((arguments.root / place / split.images).is_dir() for place in dataset.roots)
-        ]
-        splits = there or list(plain)[:1]  # nothing there: let the conversion say what it misses
+        splits = splits_there(dataset, arguments.root)
+        if not splits:  # let the conversion say what it misses
+            splits = [name for name, one in dataset.splits.items() if not one.on_request][:1]
     if arguments.with_labels:
         if LABELLED not in dataset.splits or "train" not in splits:
             raise UserError(
