@@ -52,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", help="one split (default: all that are there)")
     add("--out", help="converted data, OUT/<dataset>/<split> (default: $SPCL_DATA, else ./data)")
     add("--name", help="the set's name where it only comes in the format of --dataset")
+    add("--licence", help="of the files, where --name says that they are another set")
     add("--workers", type=int, help="shards at a time (default: all CPUs); 0: without Ray")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
     add("--on-mismatch", choices=("skip", "error"), default="skip", help=ON_MISMATCH)
@@ -192,6 +193,7 @@ def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: C
             overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
             max_pixels=arguments.max_pixels,
+            licence=arguments.licence,
         )
         print(describe(report), flush=True)
 

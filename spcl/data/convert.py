@@ -24,12 +24,13 @@ from typing import Any
 from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
-from spcl.data.datasets import DATASETS, Dataset, LabelFiles
+from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms
 from spcl.data.encodings import ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
 from spcl.data.pictures import MAX_PIXELS
+from spcl.data.streets import trees as streets
 from spcl.errors import DataError
 from spcl.settings import choose, digest
 
@@ -161,6 +162,7 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
     max_pixels: int = MAX_PIXELS,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Convert one split into the folder `out`; returns the report.
 
@@ -175,6 +177,7 @@ def convert(
     overwrite       replace what an earlier conversion wrote to `out`
     progress        called with the number of samples done and of all
     max_pixels      an image or label file of more is an error
+    licence         of the files, where the dataset's is not theirs
 
     Does nothing when `out` already holds the same names and sizes, converted in the same way.
     DataError, and nothing written but a report beside `out`, when any file is unusable; shards that
@@ -200,7 +203,9 @@ def convert(
         labels=label_files,
         root=str(listed.root),
         prefix=name + source.splits[split].prefix.removeprefix(source.name),
-        metadata=_metadata(source, split, name, label_files, only),
+        metadata=_metadata(source, split, name, label_files, only)
+        | _terms(source, name, root)
+        | ({"licence": licence} if licence else {}),
         on_mismatch=on_mismatch,
         drop_blank=drop_blank,
         max_pixels=max_pixels,
@@ -308,10 +313,15 @@ def _metadata(
         ),
         "label_size": "its own" if where.any_size else "the image's",
         "split_source": {"images": where.images, "labels": where.labels, "list": chosen},
-        "licence": source.licence,
-        "redistribution": source.redistribution,
         "view": None,  # not resized, not re-encoded
     }
+
+
+def _terms(source: Dataset, name: str, root: Path) -> dict[str, str]:
+    """Licence and redistribution of the files."""
+    if streets.are_rendered(root):
+        return streets.TERMS
+    return terms(source, only_its_format=name != source.name and not source.described_in)
 
 
 def plan_tasks(job: Job, folder: Path, samples: list[Sample], shard_bytes: int) -> list[Task]:

@@ -54,6 +54,14 @@ class Split:
     label: re.Pattern[str] | None = None
 
 
+def terms(dataset: "Dataset", only_its_format: bool) -> dict[str, str]:
+    """Licence and redistribution of a dataset's files, or of others that come in its format."""
+    if not only_its_format:
+        return {"licence": dataset.licence, "redistribution": dataset.redistribution}
+    licence = f"unknown: other data than {dataset.name}, in its format"
+    return {"licence": licence, "redistribution": "unknown"}
+
+
 @dataclass(frozen=True)
 class Release:
     """What a whole download holds, to compare with.
