@@ -19,7 +19,14 @@ from spcl.data.datasets import Dataset, LabelFiles, Split
 from spcl.data.encodings import COLOR, ENCODINGS, from_colors
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
 from spcl.data.listing import ERROR, NOTE, SKIP, Problem, Sample
-from spcl.data.pictures import MAX_PIXELS, Picture, as_rgb8, read_picture
+from spcl.data.pictures import (
+    BESIDES_PIXELS,
+    MAX_PIXELS,
+    Picture,
+    as_rgb8,
+    other_than_a_file,
+    read_picture,
+)
 from spcl.errors import DataError
 
 BLANK_STD = 1.0  # an image whose every channel varies less is a constant one
@@ -272,12 +279,19 @@ def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, A
 def _extra(job: Job, sample: Sample, problems: list[Problem]) -> str | None:
     """The JSON file of facts about a sample, without its white space; None where there is none."""
     path = job.dataset.extra.format(key=sample.key)
+    file = Path(job.root, path)
     try:
-        text = Path(job.root, path).read_text(encoding="utf-8")
+        found = file.stat()
+        special = other_than_a_file(found.st_mode)
+        if special:
+            raise ValueError(f"it is {special}")
+        if found.st_size > BESIDES_PIXELS:
+            raise ValueError(f"it has {found.st_size} bytes, at most {BESIDES_PIXELS} are read")
+        text = file.read_text(encoding="utf-8")
         return json.dumps(json.loads(text), separators=(",", ":"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"{path} is not valid JSON ({error}); extract this file again"
         problems.append(Problem("damaged_file", ERROR, (path,), message))
         return None

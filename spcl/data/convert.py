@@ -25,7 +25,7 @@ from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
 from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms
-from spcl.data.encodings import ENCODINGS
+from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
@@ -278,8 +278,13 @@ def _with_encoding(
     if encoding is None or label_files is None:
         return label_files
     choose(encoding, ENCODINGS, "label encoding")
-    if encoding == "color" and source.palette is None:
+    if encoding == COLOR and source.palette is None:
         raise DataError(f"the colours of {source.name}'s labels are not known; use its id files")
+    if encoding != COLOR and COLOR in label_files.encodings:
+        raise DataError(
+            f"--label-encoding {encoding} can't be: the ids in {source.described_in} are colours; "
+            f"change labels.encoding and labels.ids there"
+        )
     return dataclasses.replace(label_files, encodings=(encoding,))
 
 
