@@ -232,6 +232,21 @@ def _replace_by_folder(path: Path, rng: np.random.Generator) -> None:
     path.mkdir()
 
 
+def _replace_by_fifo(path: Path, rng: np.random.Generator) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _few_bits(path: Path, rng: np.random.Generator) -> None:
+    """A palette of few colours: Pillow packs it into fewer bits, the ids stay what they are."""
+    pixels = np.array(Image.open(path))
+    few = Image.fromarray(pixels % int(rng.choice([2, 3, 12]))) if pixels.ndim == 2 else None
+    if few is None:
+        return _change_mode(path, rng)
+    few.putpalette(trees.GTA5_PALETTE[:12].tobytes())
+    few.save(path)
+
+
 def _dangle(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
     path.symlink_to("nowhere.png")
