@@ -246,7 +246,9 @@ def _existing(folder: Path) -> Path:
         return folder
     names = [path.name for path in folder.parent.glob("*") if path.is_dir()]
     close = difflib.get_close_matches(folder.name, names, 1)
-    hint = f"did you mean {folder.parent / close[0]}?" if close else "converted data lie in --data"
+    hint = "ray_jobs/ingest.py writes to --out, else $SPCL_DATA, else ./data"
+    if close:
+        hint = f"did you mean {folder.parent / close[0]}?"
     raise DataError(f"there is no folder {folder}; {hint}")
 
 
