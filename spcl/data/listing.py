@@ -479,17 +479,20 @@ class _Lookup:
     def find(self, name: str, whole: bool) -> list[str]:
         """The keys of the files that fit a name best; several where it fits them equally.
 
-        whole  only where the folders named are all the file's own, or the other way round
+        whole  only where the name is the end of the file's path or key, or ends with its path
         """
         name = _nfc(name)
         if name in self._files:
             return [name]
         *folders, last = [part for part in name.split("/") if part not in ("", ".")] or [""]
+        two_names = _ENDING_INSIDE.search("/".join(folders)) is not None
         best, found = 0, []
         for key in self._by_last.get(last, ()):
-            paths = (_nfc(self._files[key].path), key)
-            shared, fits = max(_shared(folders, path.split("/")[:-1]) for path in paths)
-            if whole and folders and not fits:
+            path = _nfc(self._files[key].path).split("/")[:-1]
+            shared = max(_shared(folders, path), _shared(folders, key.split("/")[:-1]))
+            its_end = shared == len(folders)
+            longer = 0 < shared == len(path) and not two_names
+            if not its_end and (two_names or (whole and not longer)):
                 continue
             if shared > best:
                 best, found = shared, []
@@ -500,11 +503,14 @@ class _Lookup:
         return found
 
 
-def _shared(some: list[str], others: list[str]) -> tuple[int, bool]:
-    """How many folders two paths share at their ends, and whether that is all of one of them."""
+# Within a path: what looks like the end of a name and the start of another.
+_ENDING_INSIDE = re.compile(r"\.(png|jpe?g|webp)[^\w/]", re.IGNORECASE)
+
+
+def _shared(some: list[str], others: list[str]) -> int:
+    """How many folders two paths share at their ends."""
     shorter = min(len(some), len(others))
-    shared = next((n for n in range(shorter) if some[-1 - n] != others[-1 - n]), shorter)
-    return shared, 0 < shared == shorter
+    return next((n for n in range(shorter) if some[-1 - n] != others[-1 - n]), shorter)
 
 
 def _read_list(names: Path) -> list[str]:
