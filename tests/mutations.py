@@ -54,7 +54,8 @@ def obvious_png(data: bytes) -> np.ndarray:
     if depth not in (8, 16) and (depth, colour) not in ((1, 3), (2, 3), (4, 3)) or interlaced:
         raise ValueError("form")
     unit = max(1, CHANNELS[colour] * depth // 8)
-    raw = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
+    packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    raw = zlib.decompressobj().decompress(packed)  # its own end may be missing, as for libpng
     stride = -(-width * CHANNELS[colour] * depth // 8)
     above = bytearray(stride)
     rows = []

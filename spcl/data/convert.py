@@ -24,7 +24,8 @@ from typing import Any
 from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
-from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms
+from spcl.data.datasets import DATASETS, Dataset, LabelFiles
+from spcl.data.datasets import terms as terms_of
 from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
@@ -197,15 +198,14 @@ def convert(
     listed = list_samples(source, root, source.splits[split], on_mismatch, only)
     samples, problems = listed.samples, listed.problems
     label_files = _with_encoding(source, listed.labels, label_encoding)
+    terms = _terms(source, name, root) | ({"licence": licence} if licence else {})
     job = Job(
         dataset=source,
         split=source.splits[split],
         labels=label_files,
         root=str(listed.root),
         prefix=name + source.splits[split].prefix.removeprefix(source.name),
-        metadata=_metadata(source, split, name, label_files, only)
-        | _terms(source, name, root)
-        | ({"licence": licence} if licence else {}),
+        metadata=_metadata(source, split, name, label_files, only, terms),
         on_mismatch=on_mismatch,
         drop_blank=drop_blank,
         max_pixels=max_pixels,
@@ -289,7 +289,12 @@ def _with_encoding(
 
 
 def _metadata(
-    source: Dataset, split: str, name: str, label_files: LabelFiles | None, only: Path | None
+    source: Dataset,
+    split: str,
+    name: str,
+    label_files: LabelFiles | None,
+    only: Path | None,
+    terms: dict[str, str],
 ) -> dict[str, Any]:
     """What is known before the first file is opened; goes into every shard."""
     where = source.splits[split]
@@ -318,6 +323,7 @@ def _metadata(
         ),
         "label_size": "its own" if where.any_size else "the image's",
         "split_source": {"images": where.images, "labels": where.labels, "list": chosen},
+        **terms,
         "view": None,  # not resized, not re-encoded
     }
 
@@ -326,7 +332,7 @@ def _terms(source: Dataset, name: str, root: Path) -> dict[str, str]:
     """Licence and redistribution of the files."""
     if streets.are_rendered(root):
         return streets.TERMS
-    return terms(source, only_its_format=name != source.name and not source.described_in)
+    return terms_of(source, only_its_format=name != source.name and not source.described_in)
 
 
 def plan_tasks(job: Job, folder: Path, samples: list[Sample], shard_bytes: int) -> list[Task]:
