@@ -24,8 +24,7 @@ from typing import Any
 from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
-from spcl.data.datasets import DATASETS, Dataset, LabelFiles
-from spcl.data.datasets import terms as terms_of
+from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms_of
 from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX

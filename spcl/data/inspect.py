@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from spcl import atomic
 from spcl.cli import guarded
-from spcl.data.datasets import DATASETS, terms
+from spcl.data.datasets import DATASETS, terms_of
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import INDEX, MANIFEST, ShardSet, read_manifest
 from spcl.data.sheet import choose_samples, contact_sheet
@@ -89,9 +89,9 @@ def _terms(metadata: dict[str, Any]) -> dict[str, str]:
     said = {key: metadata[key] for key in ("licence", "redistribution")}
     known = DATASETS.get(metadata["format"])
     name = metadata["view"]["parent"] if metadata["view"] else metadata["name"]
-    if known is None or name.rpartition("/")[0] == known.name or said != terms(known, False):
+    if known is None or name.rpartition("/")[0] == known.name or said != terms_of(known, False):
         return said
-    return streets.TERMS if name.startswith(STREETS) else terms(known, only_its_format=True)
+    return streets.TERMS if name.startswith(STREETS) else terms_of(known, only_its_format=True)
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ class Split:
     label: re.Pattern[str] | None = None
 
 
-def terms(dataset: "Dataset", only_its_format: bool) -> dict[str, str]:
+def terms_of(dataset: "Dataset", only_its_format: bool) -> dict[str, str]:
     """Licence and redistribution of a dataset's files, or of others that come in its format."""
     if not only_its_format:
         return {"licence": dataset.licence, "redistribution": dataset.redistribution}
