@@ -125,9 +125,12 @@ def _cannot_list(error: OSError) -> NoReturn:
 
 
 def _leads_back(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one above it, which would be walked without end."""
+    """Whether a folder is a link to one on the way to it, which would be walked without end."""
     path = Path(parent, name)
-    return path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve())
+    if not path.is_symlink():
+        return False
+    target, way = path.resolve(), (Path(parent), *Path(parent).parents)
+    return any(above.resolve().is_relative_to(target) for above in way)
 
 
 def _fullmatch(pattern: re.Pattern[str], inside: str) -> tuple[re.Match[str] | None, bool]:
@@ -297,11 +300,12 @@ def _folders_at(root: Path, depth: int) -> list[str]:
 
 
 def _inner(folder: Path) -> list[str]:
-    """Sorted, the folders in a folder."""
-    if not folder.is_dir():
+    """Sorted, the folders in a folder; none where it may not be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(one.name for one in entries if one.is_dir() and one.name != LEFT_BY_MACOS)
+    except (NotADirectoryError, FileNotFoundError, PermissionError):
         return []
-    with os.scandir(folder) as entries:
-        return sorted(one.name for one in entries if one.is_dir() and one.name != LEFT_BY_MACOS)
 
 
 def splits_there(dataset: Dataset, root: Path) -> list[str]:

@@ -22,7 +22,7 @@ import trees
 
 from spcl.data.convert import convert
 from spcl.data.output import REPORT
-from spcl.data.pictures import BESIDES_PIXELS, MAX_PIXELS
+from spcl.data.pictures import BESIDES_PIXELS, MAX_PIXELS, PIXEL_BYTES
 from spcl.errors import DataError
 
 MIB = 2**20
@@ -143,7 +143,7 @@ def test_bombs_take_no_more_than_their_header_promises(tmp_path: Path) -> None:
         assert re.search(message, said[name]), (name, said[name])
     for name in LONG:
         assert re.search(rf"{name} has {SPARSE} bytes, more than the 48x32 pixels", said[name])
-    assert grown < SLACK + 48 * 32 * 8, f"{grown / MIB:.0f} MiB"
+    assert grown < SLACK + 48 * 32 * PIXEL_BYTES, f"{grown / MIB:.0f} MiB"
 
 
 def random_bomb(rng: np.random.Generator) -> bytes:
@@ -173,10 +173,7 @@ def test_random_bombs_take_no_more_either(tmp_path: Path, count: int) -> None:
     kept = [text.startswith("read (") for text in said.values()]
     assert all(one != other for one, other in zip(named, kept, strict=True))
     assert sum(named) > count / 4
-    assert grown < SLACK + 200 * 200 * PIXEL, f"{grown / MIB:.0f} MiB"
-
-
-PIXEL = 8  # bytes, RGBA of 16 bits
+    assert grown < SLACK + 200 * 200 * PIXEL_BYTES, f"{grown / MIB:.0f} MiB"
 
 
 def test_limit_is_pillows_own_and_a_setting(tmp_path: Path) -> None:
@@ -309,6 +306,10 @@ def test_links_that_lead_back_are_not_followed_without_end(tmp_path: Path) -> No
     root = trees.gta5_tree(tmp_path / "raw", 2, trees.SMALL)
     for name in ("again", "once_more"):  # two: the ways double with each turn
         (root / "images" / name).symlink_to(root / "images")
+        (root / "labels" / name).mkdir()
+    for name, other in (("again", "once_more"), ("once_more", "again")):  # through each other
+        for number in range(3):
+            (root / f"labels/{name}/{number}").symlink_to(root / "labels" / other)
     assert convert("gta5", root, tmp_path / "out", split="train")["converted"] == 2
 
 
