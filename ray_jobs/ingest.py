@@ -24,7 +24,8 @@ from spcl.data.convert import convert, verify
 from spcl.data.datasets import DATASETS, Dataset
 from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS
-from spcl.data.listing import NOTE
+from spcl.data.listing import NOTE, splits_there
+from spcl.data.pictures import MAX_PIXELS
 from spcl.data.shards import MANIFEST
 from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
@@ -33,6 +34,7 @@ from spcl.settings import choose
 
 LABELLED = "train_labelled"
 DESCRIPTIONS = (".yaml", ".yml")
+LARGEST = f"a file of more pixels is an error (default: {MAX_PIXELS}, as Pillow)"
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", help="one split (default: all that are there)")
     add("--out", help="converted data, OUT/<dataset>/<split> (default: $SPCL_DATA, else ./data)")
     add("--name", help="the set's name where it only comes in the format of --dataset")
+    add("--licence", help="of the files, where --name says that they are another set")
     add("--workers", type=int, help="shards at a time (default: all CPUs); 0: without Ray")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
     add("--on-mismatch", choices=("skip", "error"), default="skip", help=ON_MISMATCH)
@@ -59,6 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, metavar="FILE", help="convert only the images that FILE names")
     add("--drop-blank", action="store_true", help="leave out images of one colour")
     add("--with-labels", action="store_true", help=f"also write {LABELLED}: for oracles")
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=LARGEST)
     add("--overwrite", action="store_true", help="replace shards made from other files")
     add("--verify-golden", action="store_true", help="an error unless it is the whole release")
     add("--view", metavar="WxH", help="also write the images at a size to train at")
@@ -84,13 +88,9 @@ def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     if arguments.split:
         splits = [choose(arguments.split, dataset.splits, f"split of {dataset.name}")]
     else:
-        plain = {name: split for name, split in dataset.splits.items() if not split.on_request}
-        there = [
-            name
-            for name, split in plain.items()
-            if any((arguments.root / place / split.images).is_dir() for place in dataset.roots)
-        ]
-        splits = there or list(plain)[:1]  # nothing there: let the conversion say what it misses
+        splits = splits_there(dataset, arguments.root)
+        if not splits:  # let the conversion say what it misses
+            splits = [name for name, one in dataset.splits.items() if not one.on_request][:1]
     if arguments.with_labels:
         if LABELLED not in dataset.splits or "train" not in splits:
             raise UserError(
@@ -163,6 +163,8 @@ def run(argv: Sequence[str] | None) -> int:
     dataset = find_dataset(arguments.dataset)
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
+    if arguments.max_pixels < 1:
+        raise UserError(f"--max-pixels must be at least 1, got {arguments.max_pixels}")
     if arguments.codec and not arguments.view:
         raise UserError("--codec says how a view is stored; give its size, too: --view 1280x720")
     size = parse_view(arguments.view) if arguments.view else None
@@ -198,6 +200,8 @@ def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: C
             golden=arguments.verify_golden,
             overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
+            max_pixels=arguments.max_pixels,
+            licence=arguments.licence,
         )
         print(describe(report), flush=True)
 

@@ -54,6 +54,14 @@ class Split:
     label: re.Pattern[str] | None = None
 
 
+def terms_of(dataset: "Dataset", only_its_format: bool) -> dict[str, str]:
+    """Licence and redistribution of a dataset's files, or of others that come in its format."""
+    if not only_its_format:
+        return {"licence": dataset.licence, "redistribution": dataset.redistribution}
+    licence = f"unknown: other data than {dataset.name}, in its format"
+    return {"licence": licence, "redistribution": "unknown"}
+
+
 @dataclass(frozen=True)
 class Release:
     """What a whole download holds, to compare with, and to plan with before it is there.
@@ -83,6 +91,8 @@ class Dataset:
     absent      trainIds that no image shows
     any_image   also grey, transparent and 16-bit images, where nothing is lost
     palette     (N, 3) uint8 colours of the raw ids, for labels that are stored as colours
+
+    described_in  the user's YAML file that says all this; empty of a dataset of this folder
     """
 
     name: str
@@ -105,3 +115,4 @@ class Dataset:
     class_names: tuple[str, ...] = CLASS_NAMES
     class_colors: np.ndarray = field(default_factory=TRAIN_ID_COLORS.copy)
     tail: tuple[int, ...] = TAIL_CLASSES
+    described_in: str = ""
