@@ -19,11 +19,12 @@ from spcl import distributed
 from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
+from spcl.lease import is_lost, under
 from spcl.results.store import RunFolder
 from spcl.train import run_on_rank
 
 
-def pack(request: Request, launch: str) -> dict[str, Any]:
+def pack(request: Request, launch: str, lease: str) -> dict[str, Any]:
     """What travels to the workers: plain values only."""
     return {
         "config": request.config.as_dict(),
@@ -31,6 +32,7 @@ def pack(request: Request, launch: str) -> dict[str, Any]:
         "storage": str(request.storage),
         "name": request.name,
         "launch": launch,
+        "lease": lease,
     }
 
 
@@ -40,19 +42,24 @@ def train_worker(job: dict[str, Any]) -> None:
         from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
     )
     run = RunFolder(request.storage / request.name)
+    with under(run.folder, job["lease"]):
+        _run(request, run, job)
+
+
+def _run(request: Request, run: RunFolder, job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     _redirect_output(run.folder / "logs" / f"{job['launch']}-rank{rank}.log")
     sys.stderr.write(
         f"rank {rank} of {world_size}: process {os.getpid()} on {socket.gethostname()}\n"
     )
-    if any(distributed.gather(run.failed is not None)):
+    if any(distributed.gather(run.failed is not None or is_lost(run.folder))):
         return  # restarted after the failure below
     try:
         # Ray decides which of a node's GPUs are this worker's.
         summary = run_on_rank(request, get_device().index or 0, ray.train.report)
         _report_final(request, summary)
-    except UserError:  # is in FAILED.json
+    except UserError:  # is in FAILED.json, or the run is another's now
         if world_size > 1:
             raise  # a rank that waits for this one hears of it only when Ray stops the group
 

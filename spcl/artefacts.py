@@ -4,9 +4,7 @@
 """
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from spcl import atomic, distributed
 from spcl.errors import DataError
-from spcl.lease import process_is_alive
+from spcl.process import is_left_behind, this_process
 from spcl.stages import Stage
 
 SCHEMA = 1
@@ -44,7 +42,7 @@ class ArtefactStore:
     def write(self, stage: Stage) -> Iterator[Path]:
         """Yield one temporary folder to all ranks; it becomes the artefact when all are done."""
         # The name carries rank 0's process, so a killed launch and its successor never share it.
-        name = distributed.gather(f".{stage.folder}.{_process()}.tmp")[0]
+        name = distributed.gather(f".{stage.folder}.{this_process().label}.tmp")[0]
         temporary = self.root / name
         if distributed.rank() == 0:
             self._sweep()
@@ -74,10 +72,8 @@ class ArtefactStore:
 
     def _sweep(self) -> None:
         """Remove what killed processes of this host left half-written."""
-        for leftover in self.root.glob(f".*.{socket.gethostname()}-*.tmp"):
-            pid = int(leftover.name.removesuffix(".tmp").rsplit("-", 1)[1])
-            if not process_is_alive(pid):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in filter(is_left_behind, self.root.glob(".*.tmp")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _publish(self, stage: Stage, temporary: Path) -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -114,7 +110,3 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"remove the folder {folder} and run the same command again"
             )
     return manifest
-
-
-def _process() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -1,4 +1,7 @@
-"""Write files and folders so that a reader sees all of them or nothing, and can tell."""
+"""Write files and folders so that a reader sees all of them or nothing, and can tell.
+
+LeaseLost where a run is no longer this process's, see `spcl.lease`.
+"""
 
 import hashlib
 import json
@@ -8,6 +11,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from spcl import lease
 
 
 def fsync(path: Path) -> None:
@@ -34,6 +39,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        lease.check(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -53,6 +59,7 @@ def publish(temporary: Path, path: Path) -> None:
     for entry in sorted(temporary.rglob("*")):
         fsync(entry)
     fsync(temporary)
+    lease.check(path)
     try:
         os.rename(temporary, path)
     except OSError:

@@ -14,7 +14,7 @@ from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.models.segmentor import MODELS
 from spcl.models.weights import check_weights
-from spcl.recipe import open_run
+from spcl.recipe import find_run, open_run
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
 from spcl.settings import digest
@@ -36,6 +36,10 @@ class Request:
     data: Path
     storage: Path
     name: str
+
+    def find(self) -> RunFolder:
+        """The run's folder; makes nothing, so that a start that is refused uses up no name."""
+        return find_run(self.config, self.storage, self.name)
 
     def open(self) -> RunFolder:
         return open_run(self.config, self.storage, self.name)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from spcl import atomic, checkpoint, distributed, passes
+from spcl import atomic, checkpoint, distributed, lease, passes
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
 from spcl.config import Config, Domain, Train, differences, from_dict
@@ -302,6 +302,7 @@ class Recipe:
             rows.append([image, *(colorize(label, shards.palette) for label in labels)])
         captions = ("image", *(["ground truth"] if shards.labelled else []), *samples)
         picture = captioned_grid(same_size(rows), captions)
+        lease.check(self.run.folder)
         Image.fromarray(picture).save(self.run.folder / "panel.png")
 
 
@@ -371,8 +372,8 @@ def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> S
     return segmentor
 
 
-def open_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, new or to be continued.  ConfigError where it belongs to another config."""
+def find_run(config: Config, storage: Path, name: str) -> RunFolder:
+    """The run's folder, which may not exist yet.  ConfigError where it is of another config."""
     run = RunFolder(storage / name)
     path = run.folder / "config.yaml"
     if path.is_file():
@@ -383,6 +384,12 @@ def open_run(config: Config, storage: Path, name: str) -> RunFolder:
                 f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
                 f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
             )
+    return run
+
+
+def open_run(config: Config, storage: Path, name: str) -> RunFolder:
+    """The run's folder, new or to be continued.  ConfigError where it is of another config."""
+    run = find_run(config, storage, name)
     text = yaml.safe_dump(config.as_dict(), sort_keys=False)
-    atomic.write_bytes(path, text.encode())
+    atomic.write_bytes(run.folder / "config.yaml", text.encode())
     return run

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from spcl import lease
+
 SCHEMA = 1
 
 
@@ -28,8 +30,7 @@ class Telemetry:
             return
         record = {"schema": SCHEMA, "time": time.time(), "stage": stage, "step": step}
         record |= {"steps": steps} | values
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(record)
         for name, value in values.get("losses", {}).items():
             self.board.add_scalar(f"{stage}/loss/{name}", value, step)
         for name in ("learning_rate", "images_per_second", "source_miou"):
@@ -47,10 +48,14 @@ class Telemetry:
         """A line for people; stays in the record as {"message": text}."""
         if self.folder is None:
             return
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"schema": SCHEMA, "time": time.time(), "message": text}) + "\n")
+        self._append({"schema": SCHEMA, "time": time.time(), "message": text})
         if self.live:
             self.live.show({"message": text})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        lease.check(self.folder)
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     @property
     def board(self) -> Any:

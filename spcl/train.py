@@ -1,6 +1,7 @@
 """Run a recipe without Ray: plain Python, or `torchrun -m spcl.train` for several processes."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from spcl import cli, distributed, launch
 from spcl.errors import ConfigError, UserError
 from spcl.launch import Request
-from spcl.lease import Lease
+from spcl.lease import Lease, LeaseLost, under
 from spcl.recipe import Recipe, choose_device
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine, Telemetry
@@ -36,6 +37,8 @@ def run_on_rank(
         device = choose_device(request.config.train, local_rank)
         around = Surroundings(device, telemetry, report)
         return Recipe(request.config, request.data, run, around)()
+    except LeaseLost:
+        raise  # what the folder says is another's
     except UserError as error:
         run.fail(str(error), type(error).__name__)
         raise
@@ -86,22 +89,26 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
 
             print(describe(asked[0], workers))
         return 0
+    choose_device(asked[0].config.train, local_rank)  # before a folder is made in vain
     finished = []
     for request in asked:
-        run = request.open() if first else RunFolder(request.storage / request.name)
+        run = request.find() if first else RunFolder(request.storage / request.name)
         finished.append(run)
         if distributed.gather(run.done is not None)[0]:
             if first:
                 print(f"{run.name} is finished already")
                 launch.show_done(request, run)
             continue
-        if first:
-            with Lease(run.folder):
+        with Lease(run.folder) if first else contextlib.nullcontext() as lease:
+            if lease:
+                request.open()
                 run.forget_failure()
-                run_on_rank(request, local_rank, lambda metrics: None, LiveLine())
+            shared = distributed.gather(lease and lease.id)[0]  # every rank works under rank 0's
+            with under(run.folder, shared):
+                live = LiveLine() if first else None
+                run_on_rank(request, local_rank, lambda metrics: None, live)
+        if first:
             launch.show_done(request, run)
-        else:
-            run_on_rank(request, local_rank, lambda metrics: None)
     if first:
         launch.show_seeds(finished)
     return 0

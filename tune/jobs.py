@@ -27,7 +27,7 @@ from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
 from spcl.errors import UserError
 from spcl.evaluate import evaluate
-from spcl.lease import EXPIRES, Lease
+from spcl.lease import EXPIRES, Lease, LeaseLost, check, under
 from spcl.models.segmentor import Segmentor
 from spcl.protocols import headline, score
 from spcl.recipe import Recipe, choose_device, load_segmentor
@@ -91,12 +91,12 @@ def trial(config: dict[str, Any]) -> None:
 
 def run(job: Job) -> dict[str, Any]:
     """The job's record; made unless it stands.  Raises only what another attempt may mend."""
-    with waiting_lease(job.run.folder):
+    with waiting_lease(job.run.folder) as lease:
         if job.record.is_file():
             return json.loads(job.record.read_text())
         attempts = _count_attempt(job)
         if from_dict(job.config).train.workers > 1:
-            _nested(job, attempts)
+            _nested(job, attempts, lease.id)
         else:
             attempt(job, attempts)
     free_memory()
@@ -111,7 +111,7 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def waiting_lease(folder: Path) -> Iterator[None]:
+def waiting_lease(folder: Path) -> Iterator[Lease]:
     """One writer per configuration; a killed driver's workers live on for some seconds."""
     deadline = time.monotonic() + 2 * EXPIRES
     lease = Lease(folder)
@@ -124,7 +124,7 @@ def waiting_lease(folder: Path) -> Iterator[None]:
                 raise
             time.sleep(LEASE_POLL)
     try:
-        yield
+        yield lease
     finally:
         lease.__exit__()
 
@@ -143,6 +143,8 @@ def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
     started = time.perf_counter()
     try:
         found = _work(job, local_rank)
+    except LeaseLost:
+        raise  # the record is for another process to write
     except Exception as error:
         write_failure(job, _reason(error), attempts)
         (job.run.folder / "traceback.txt").write_text(traceback.format_exc())
@@ -237,6 +239,7 @@ def _write(job: Job, **found: Any) -> None:
         "host": socket.gethostname(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    check(job.run.folder)  # the record lies outside of it
     atomic.write_json(job.record, record | found)
 
 
@@ -249,11 +252,11 @@ def _reason(error: BaseException) -> str:
 # More than one device.
 
 
-def _nested(job: Job, attempts: int) -> None:
+def _nested(job: Job, attempts: int, lease: str) -> None:
     """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
     trainer = worker_group(
         nested_worker,
-        {"job": asdict(job), "attempts": attempts},
+        {"job": asdict(job), "attempts": attempts, "lease": lease},
         Path(job.experiment) / "ray" / "train",
         from_dict(job.config).train.workers,
         job.worker,
@@ -272,4 +275,6 @@ def nested_worker(values: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     from ray.train.torch import get_device
 
-    attempt(Job(**values["job"]), values["attempts"], get_device().index or 0)
+    job = Job(**values["job"])
+    with under(job.run.folder, values["lease"]):
+        attempt(job, values["attempts"], get_device().index or 0)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -21,6 +22,7 @@ from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
 from spcl.config import Config
+from spcl.lease import check
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
 
@@ -135,12 +137,24 @@ class Started:
     rung: int  # the highest that was started
 
 
+class _JournalFile(JournalFileBackend):
+    """Asks before it writes whether the search is still this process's.  LeaseLost."""
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        check(self.path)
+        super().append_logs(logs)
+
+
 class Journal:
     """The study on disk: trial by configuration number, scores by rung."""
 
     def __init__(self, folder: Path, space: Space):
         self.space = space
-        self.storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+        self.storage = JournalStorage(_JournalFile(folder / JOURNAL))
         self.study = optuna.create_study(
             study_name=folder.name,
             storage=self.storage,

@@ -16,6 +16,7 @@ from ray_jobs.group import worker_group
 from spcl import distributed
 from spcl.config import from_dict
 from spcl.errors import UserError
+from spcl.lease import LeaseLost, is_lost, under
 from spcl.recipe import Recipe, choose_device, open_run
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
@@ -68,13 +69,13 @@ def perform(values: dict[str, Any]) -> str | None:
     """Do the work; returns why it failed, if it did."""
     task = Task(**values)
     try:
-        with waiting_lease(task.folder.folder):
+        with waiting_lease(task.folder.folder) as lease:
             if task.folder.done:
                 return None
             task.folder.forget_failure()
             # A group takes long to start: not to gather what is stored already.
             if task.keys and task.worker and from_dict(task.config).train.workers > 1:
-                _in_group(task)
+                _in_group(task, lease.id)
             else:
                 attempt(task)
     except Exception as error:  # another process holds the run, or its folder cannot be used
@@ -94,6 +95,8 @@ def attempt(task: Task, local_rank: int = 0) -> None:
             recipe()
         else:
             recipe.make([stage for stage in recipe.stages if stage.key in task.keys])
+    except LeaseLost:
+        raise  # what the folder says is another's
     except Exception as error:
         run.fail(_reason(error), type(error).__name__)
         (run.folder / "traceback.txt").write_text(traceback.format_exc())
@@ -176,11 +179,11 @@ def _result(reference: Any) -> str | None:
 # More than one worker per cell.
 
 
-def _in_group(task: Task) -> None:
+def _in_group(task: Task, lease: str) -> None:
     """Do the work in a Ray Train worker group."""
     trainer = worker_group(
         group_worker,
-        asdict(task),
+        {"task": asdict(task), "lease": lease},
         Path(task.run) / "ray",
         from_dict(task.config).train.workers,
         task.worker,
@@ -198,7 +201,9 @@ def group_worker(values: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     from ray.train.torch import get_device
 
-    task = Task(**values)
-    if any(distributed.gather(task.folder.failed is not None)):
-        return  # restarted after a failure that another attempt does not mend
-    attempt(task, get_device().index or 0)
+    task = Task(**values["task"])
+    with under(task.folder.folder, values["lease"]):
+        over = task.folder.failed is not None or is_lost(task.folder.folder)
+        if any(distributed.gather(over)):
+            return  # restarted after a failure that another attempt does not mend
+        attempt(task, get_device().index or 0)
