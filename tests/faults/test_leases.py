@@ -221,9 +221,11 @@ def test_a_lease_leaves_no_folder_that_it_made_and_nobody_used(tmp_path):
 @pytest.mark.timeout(200)
 def test_a_run_that_was_frozen_and_taken_stops_with_one_line(commands, mini_data, tmp_path):
     run = RunFolder(tmp_path / "r")
-    line = ["python", "-m", "spcl.train", *arguments(mini_data, tmp_path, "r", "spcl.steps=4000")]
+    more = ("spcl.steps=4000", "spcl.horizon=4000")
+    line = ["python", "-m", "spcl.train", *arguments(mini_data, tmp_path, "r", *more)]
     command = commands.start(line, environment())
     wait_until(lambda: command.code is not None or reached(run, "spcl", 3), 100, "spcl runs")
+    assert command.code is None, command.err
     command.process.send_signal(signal.SIGSTOP)
     time.sleep(0.1)  # what it was writing is written
     take(run.folder / lease.FILE)
