@@ -37,10 +37,9 @@ def run_on_rank(
         device = choose_device(request.config.train, local_rank)
         around = Surroundings(device, telemetry, report)
         return Recipe(request.config, request.data, run, around)()
-    except LeaseLost:
-        raise  # what the folder says is another's
     except UserError as error:
-        run.fail(str(error), type(error).__name__)
+        with contextlib.suppress(LeaseLost):  # then what the folder says is another's
+            run.fail(str(error), type(error).__name__)
         raise
     finally:
         telemetry.close()
