@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
-
 
 def worker_group(
     function: Callable[[dict[str, Any]], None],
@@ -18,6 +16,7 @@ def worker_group(
     workers: int,
     each: dict[str, float],
     *,
+    timeout: int,
     restarts: int,
     start_failures: int = 1,
     placement: str = "PACK",
@@ -27,6 +26,7 @@ def worker_group(
 
     folder          for Ray's own record of this launch, under `name` (default: a fresh one)
     each            resources of one worker
+    timeout         seconds until a rank that hears nothing gives up
     restarts        of the group after lost workers
     start_failures  at placing the workers, until Ray gives up; without a limit it waits for ever
     """
@@ -37,7 +37,7 @@ def worker_group(
     return TorchTrainer(
         function,
         train_loop_config=values,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=timeout),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

@@ -16,6 +16,7 @@ from ray_jobs import cluster
 from ray_jobs.group import worker_group
 from spcl import cli, launch
 from spcl.errors import UserError
+from spcl.heartbeat import Watch, to_stderr
 from spcl.launch import Request
 from spcl.lease import Lease, check
 from spcl.results.store import RunFolder
@@ -105,13 +106,15 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
         run.folder / "ray",
         train.workers,
         per_worker,
+        timeout=train.collective_timeout,
         restarts=RETRIES,
         start_failures=START_FAILURES,
         placement=arguments.placement,
         name=name,
     )
     run.forget_failure()
-    with _Progress(run):
+    watch = Watch(run.folder, train.workers, to_stderr, deputy=True)
+    with _Progress(run), watch:
         error = _fit(trainer)
     check(run.folder)  # this process may have been frozen meanwhile
     if not run.done:

@@ -3,6 +3,8 @@
 import torch.distributed as dist
 from torch import Tensor
 
+LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")  # of gloo
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -26,6 +28,11 @@ def gather(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an operation failed because another rank is gone or does not answer."""
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in LOST)
 
 
 def barrier() -> None:

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from spcl import atomic, checkpoint, distributed, lease, passes
+from spcl import atomic, checkpoint, distributed, heartbeat, lease, passes
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
 from spcl.config import Config, Domain, Train, differences, from_dict
@@ -91,6 +91,11 @@ class Recipe:
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make those of the recipe's stages that are missing, and nothing else."""
+        rank, ranks = distributed.rank(), distributed.world_size()
+        with heartbeat.beating(self.run.folder, self.around.telemetry, rank, ranks):
+            self._make(stages)
+
+    def _make(self, stages: Sequence[Stage]) -> None:
         set_up_torch(self.config.train)
         if distributed.rank() == 0:
             about = describe(self.config, self.stages, self.shards, self.run.name)

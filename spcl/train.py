@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import datetime
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from spcl import cli, distributed, launch
+from spcl.config import load
 from spcl.errors import ConfigError, UserError
 from spcl.launch import Request
 from spcl.lease import Lease, LeaseLost, under
@@ -59,9 +61,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:  # torchrun
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Settings are read once more by `run`: a group must know before it exists how long to wait.
+        config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+        timeout = datetime.timedelta(seconds=config.train.collective_timeout)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
     try:
         return run(arguments, local_rank)
+    except RuntimeError as error:
+        if dist.is_initialized() and distributed.lost_another(error):
+            raise UserError(
+                f"process {distributed.rank()} of {distributed.world_size()} heard nothing more of "
+                f"another one ({str(error).splitlines()[0]}); see what that one says. What is "
+                "stored is whole: start all of them again with the same command"
+            ) from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

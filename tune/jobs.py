@@ -254,12 +254,14 @@ def _reason(error: BaseException) -> str:
 
 def _nested(job: Job, attempts: int, lease: str) -> None:
     """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
+    train = from_dict(job.config).train
     trainer = worker_group(
         nested_worker,
         {"job": asdict(job), "attempts": attempts, "lease": lease},
         Path(job.experiment) / "ray" / "train",
-        from_dict(job.config).train.workers,
+        train.workers,
         job.worker,
+        timeout=train.collective_timeout,
         restarts=0,
     )
     try:

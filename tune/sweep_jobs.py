@@ -181,12 +181,14 @@ def _result(reference: Any) -> str | None:
 
 def _in_group(task: Task, lease: str) -> None:
     """Do the work in a Ray Train worker group."""
+    train = from_dict(task.config).train
     trainer = worker_group(
         group_worker,
         {"task": asdict(task), "lease": lease},
         Path(task.run) / "ray",
-        from_dict(task.config).train.workers,
+        train.workers,
         task.worker,
+        timeout=train.collective_timeout,
         restarts=LOST_WORKERS,
     )
     try:
