@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spcl import sockets
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
 CANCEL_SECONDS = 10  # for killed tasks to let go of their files
 ONE_CPU = {"CPU": 1.0}
 
-#: Bytes of a Unix socket's path, without its closing zero byte.
-SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
 #: The longest path of a socket that Ray makes in its temporary folder.
 SOCKET = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
-SHORT_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 T = TypeVar("T")
@@ -123,38 +121,25 @@ def temporary_folder() -> dict[str, str]:
     """
     # As Ray looks for it.
     name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
-    long = _socket_bytes(Path(os.environ[name] if name else "/tmp") / "ray")
-    if long <= SOCKET_BYTES:
+    usual = Path(os.environ[name] if name else "/tmp") / "ray"
+    longest = SOCKET.format(pid=os.getpid())
+    if sockets.fits(usual, longest):
         return {}
-    for parent in SHORT_FOLDERS:
-        folder = parent / f"ray-{os.getuid()}"
-        if _socket_bytes(folder) <= SOCKET_BYTES and _is_private(folder):
-            print(
-                f"{name} is too long for Ray's sockets ({long} bytes, at most {SOCKET_BYTES}); "
-                f"its files go to {folder}",
-                file=sys.stderr,
-                flush=True,
-            )
-            return {"_temp_dir": str(folder)}
-    raise UserError(
-        f"the path of Ray's sockets must not pass {SOCKET_BYTES} bytes, but with "
-        f"{name}={os.environ[name]} it has {long}; set RAY_TMPDIR to a shorter folder that can be "
-        "written to"
+    found, limit = sockets.length(usual, longest), sockets.SOCKET_BYTES
+    folder = sockets.short_folder(longest)
+    if folder is None:
+        raise UserError(
+            f"the path of Ray's sockets must not pass {limit} bytes, but with "
+            f"{name}={os.environ[name]} it has {found}; set RAY_TMPDIR to a shorter folder that "
+            "can be written to"
+        )
+    print(
+        f"{name} is too long for Ray's sockets ({found} bytes, at most {limit}); its files go to "
+        f"{folder}",
+        file=sys.stderr,
+        flush=True,
     )
-
-
-def _socket_bytes(folder: Path) -> int:
-    """Of the longest path that Ray, with `folder` for its files, has for a socket."""
-    return len(os.fsencode(folder / SOCKET.format(pid=os.getpid())))
-
-
-def _is_private(folder: Path) -> bool:
-    """Make a folder of this user's own; False where that is not possible."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK)
-    except OSError:
-        return False
+    return {"_temp_dir": str(folder)}
 
 
 def authentication_warnings() -> Iterator[str]:

@@ -12,7 +12,7 @@ from conftest import MINI
 from mini import TRAIN, arguments
 
 from ray_jobs import cluster
-from spcl import cli, train
+from spcl import cli, sockets, train
 from spcl.errors import UserError
 
 RAY_VARIABLES = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", cluster.AUTH_MODE, cluster.AUTH_TOKEN)
@@ -29,13 +29,13 @@ def bare(monkeypatch, tmp_path):
 def longest() -> int:
     """Bytes of the longest TMPDIR with which a socket as Ray names it can be bound: tried out."""
     rest = len(f"/ray/session_2026-11-25_08-00-00_123456_{os.getpid()}/sockets/plasma_store")
-    name = f"/tmp/{os.getpid()}-".ljust(cluster.SOCKET_BYTES, "x")
+    name = f"/tmp/{os.getpid()}-".ljust(sockets.SOCKET_BYTES, "x")
     with socket.socket(socket.AF_UNIX) as fits, socket.socket(socket.AF_UNIX) as probe:
         fits.bind(name)
         os.unlink(name)
         with pytest.raises(OSError, match="too long"):
             probe.bind(name + "x")
-    return cluster.SOCKET_BYTES - rest
+    return sockets.SOCKET_BYTES - rest
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Ray reads TMPDIR on Linux only")
@@ -43,13 +43,13 @@ def longest() -> int:
 def test_a_long_temporary_folder_is_replaced_by_a_short_one(name, monkeypatch, capsys):
     short = Path(f"/tmp/spcl-test-{os.getpid()}")  # as /tmp is: pytest's own folders are too long
     short.mkdir()
-    monkeypatch.setattr(cluster, "SHORT_FOLDERS", (Path("/proc"), short))
+    monkeypatch.setattr(sockets, "SHORT_FOLDERS", (Path("/proc"), short))
     try:
         fits = longest()
         monkeypatch.setenv(name, "/é" + "x" * (fits - 3))
         assert cluster.temporary_folder() == {} and capsys.readouterr().err == ""
         monkeypatch.setenv(name, "/" + "x" * fits)
-        chosen = short / f"ray-{os.getuid()}"
+        chosen = short / f"spcl-{os.getuid()}"
         assert cluster.temporary_folder() == {"_temp_dir": str(chosen)}
         assert chosen.stat().st_mode & 0o777 == 0o700
         (said,) = capsys.readouterr().err.splitlines()
@@ -57,21 +57,12 @@ def test_a_long_temporary_folder_is_replaced_by_a_short_one(name, monkeypatch, c
             f"{name} is too long for Ray's sockets (108 bytes, at most 107); its files go to "
             f"{chosen}"
         )
-        monkeypatch.setattr(cluster, "SHORT_FOLDERS", (Path("/proc"), Path("/" + "y" * fits)))
+        monkeypatch.setattr(sockets, "SHORT_FOLDERS", (Path("/proc"), Path("/" + "y" * fits)))
         with pytest.raises(UserError, match=f"with {name}=/x*x it has 108; set RAY_TMPDIR to a sh"):
             cluster.temporary_folder()
     finally:
-        (short / f"ray-{os.getuid()}").rmdir()
+        (short / f"spcl-{os.getuid()}").rmdir()
         short.rmdir()
-
-
-def test_another_users_folder_is_not_taken(monkeypatch, tmp_path):
-    theirs = tmp_path / "ray"
-    theirs.mkdir()
-    assert cluster._is_private(theirs)
-    monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert not cluster._is_private(theirs)
-    assert not cluster._is_private(tmp_path / "missing/ray")
 
 
 def test_a_stale_address_is_told_to_be_the_environments(monkeypatch):
@@ -184,7 +175,7 @@ def test_a_run_with_its_own_ray_below_a_long_temporary_folder(commands, mini_dat
     assert command.code == 0, command.err
     said, starting = command.err.splitlines()
     assert said.startswith("TMPDIR is too long for Ray's sockets (")
-    assert said.endswith(f"its files go to /tmp/ray-{os.getuid()}")
+    assert said.endswith(f"its files go to /tmp/spcl-{os.getuid()}")
     assert starting == "starting Ray on this machine"
     token = home / ".ray/auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
