@@ -18,8 +18,9 @@ REACH_SECONDS = 5.0
 CANCEL_SECONDS = 10  # for killed tasks to let go of their files
 ONE_CPU = {"CPU": 1.0}
 
-#: The longest path of a socket that Ray makes in its temporary folder.
-SOCKET = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+RAY = "ray"  # Ray's folder in a temporary folder
+#: The longest path of a socket there.
+SOCKET = f"{RAY}/session_2000-01-01_00-00-00_000000_{{pid}}/sockets/plasma_store"
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 T = TypeVar("T")
@@ -121,7 +122,7 @@ def temporary_folder() -> dict[str, str]:
     """
     # As Ray looks for it.
     name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
-    usual = Path(os.environ[name] if name else "/tmp") / "ray"
+    usual = Path(os.environ[name] if name else "/tmp")
     longest = SOCKET.format(pid=os.getpid())
     if sockets.fits(usual, longest):
         return {}
@@ -135,11 +136,11 @@ def temporary_folder() -> dict[str, str]:
         )
     print(
         f"{name} is too long for Ray's sockets ({found} bytes, at most {limit}); its files go to "
-        f"{folder}",
+        f"{folder / RAY}",
         file=sys.stderr,
         flush=True,
     )
-    return {"_temp_dir": str(folder)}
+    return {"_temp_dir": str(folder / RAY)}  # which Ray opens to everybody; the folder above is not
 
 
 def authentication_warnings() -> Iterator[str]:

@@ -5,6 +5,7 @@ it started.  Only a process of the same boot and namespace can be looked up; of 
 machine knows nothing.
 """
 
+import dataclasses
 import os
 import re
 import socket
@@ -69,6 +70,23 @@ def this_process() -> Process:
     if found is None:
         return Process(socket.gethostname(), os.getpid())
     return Process(socket.gethostname(), os.getpid(), boot, namespace, found[1])
+
+
+def who_locks(handle: int) -> Process | None:
+    """The process that holds the `flock` of an open file; None where the system does not tell."""
+    file = os.fstat(handle)
+    place = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    try:
+        lines = (PROC / "locks").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:  # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5] == place:
+            pid = int(fields[4])
+            found = _read_stat(pid)
+            return found and dataclasses.replace(this_process(), pid=pid, started=found[1])
+    return None
 
 
 def is_left_behind(path: Path) -> bool:

@@ -6,6 +6,7 @@ which hand their batches over by sockets, hang.
 
 import multiprocessing.util
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -41,7 +42,9 @@ def _is_own(folder: Path) -> bool:
     """Make a folder of this user alone; False where that is not possible."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        return folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK | os.X_OK)
+        found = folder.stat()
+        own = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return own and os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         return False
 

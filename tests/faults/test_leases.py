@@ -19,7 +19,7 @@ import torch
 from clusters import environment, wait_until
 from mini import arguments, reached
 
-from spcl import atomic, lease
+from spcl import atomic, lease, process
 from spcl.checkpoint import Checkpoints
 from spcl.errors import UserError
 from spcl.lease import Lease, LeaseLost
@@ -34,10 +34,10 @@ HOLD = (
 
 
 @contextmanager
-def holder(folder: Path):
+def holder(folder: Path, code: str = HOLD):
     """A live process that holds the lease."""
     child = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
+        [sys.executable, "-c", code, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -215,6 +215,39 @@ def test_a_lease_leaves_no_folder_that_it_made_and_nobody_used(tmp_path):
     with Lease(tmp_path / "empty"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "used"]
+
+
+def test_a_conversion_that_waits_says_for_whom(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from spcl.data.output import only_writer\n"
+        "with only_writer(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    )
+    with holder(tmp_path / "split", code) as child:
+        child.send_signal(signal.SIGSTOP)
+        name = dataclasses.replace(
+            this_process(), pid=child.pid, started=process._read_stat(child.pid)[1]
+        )
+        wait_until(lambda: name.state is State.STOPPED, 20, "it stops")
+        handle = os.open(tmp_path, os.O_RDONLY)
+        found = process.who_locks(handle)
+        os.close(handle)
+        if found is None:
+            pytest.skip("this file system's numbers are not those of /proc/locks")
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "split")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as second:
+            said = second.stderr.readline()
+            child.kill()
+            assert second.stdout.readline() == "held\n"
+    assert said == (
+        f"waiting for another conversion in {tmp_path}, by process {child.pid}, which is stopped "
+        f"(state T): let it go on with `kill -CONT {child.pid}`, or end it with `kill -KILL "
+        f"{child.pid}`\n"
+    )
 
 
 @pytest.mark.slow

@@ -50,12 +50,12 @@ def test_a_long_temporary_folder_is_replaced_by_a_short_one(name, monkeypatch, c
         assert cluster.temporary_folder() == {} and capsys.readouterr().err == ""
         monkeypatch.setenv(name, "/" + "x" * fits)
         chosen = short / f"spcl-{os.getuid()}"
-        assert cluster.temporary_folder() == {"_temp_dir": str(chosen)}
+        assert cluster.temporary_folder() == {"_temp_dir": str(chosen / "ray")}
         assert chosen.stat().st_mode & 0o777 == 0o700
         (said,) = capsys.readouterr().err.splitlines()
         assert said == (
             f"{name} is too long for Ray's sockets (108 bytes, at most 107); its files go to "
-            f"{chosen}"
+            f"{chosen}/ray"
         )
         monkeypatch.setattr(sockets, "SHORT_FOLDERS", (Path("/proc"), Path("/" + "y" * fits)))
         with pytest.raises(UserError, match=f"with {name}=/x*x it has 108; set RAY_TMPDIR to a sh"):
@@ -175,7 +175,7 @@ def test_a_run_with_its_own_ray_below_a_long_temporary_folder(commands, mini_dat
     assert command.code == 0, command.err
     said, starting = command.err.splitlines()
     assert said.startswith("TMPDIR is too long for Ray's sockets (")
-    assert said.endswith(f"its files go to /tmp/spcl-{os.getuid()}")
+    assert said.endswith(f"its files go to /tmp/spcl-{os.getuid()}/ray")
     assert starting == "starting Ray on this machine"
     token = home / ".ray/auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
