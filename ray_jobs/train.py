@@ -113,8 +113,8 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
         name=name,
     )
     run.forget_failure()
-    watch = Watch(run.folder, train.workers, to_stderr, deputy=True)
-    with _Progress(run), watch:
+    progress = _Progress(run)
+    with progress, Watch(run.folder, train.workers, progress.tell, deputy=True):
         error = _fit(trainer)
     check(run.folder)  # this process may have been frozen meanwhile
     if not run.done:
@@ -187,6 +187,11 @@ class _Progress(threading.Thread):
         self.over.set()
         self.join()
         self.live.end()
+
+    def tell(self, text: str) -> None:
+        """Of a wait; a line of its own."""
+        self.live.end()
+        to_stderr(text)
 
     def run(self) -> None:
         silent_until, start = time.monotonic() + SILENCE, self.offset

@@ -3,7 +3,13 @@
 import torch.distributed as dist
 from torch import Tensor
 
-LOST = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer")  # of gloo
+#: In what gloo and NCCL say where another process is gone or silent.
+LOST = (
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "ncclRemoteError",
+)
 
 
 def world_size() -> int:
@@ -32,7 +38,8 @@ def gather(value: object) -> list:
 
 def lost_another(error: RuntimeError) -> bool:
     """Whether an operation failed because another rank is gone or does not answer."""
-    return isinstance(error, dist.DistError) or any(text in str(error) for text in LOST)
+    at_start = isinstance(error, (dist.DistStoreError, dist.DistNetworkError))
+    return at_start or any(text in str(error) for text in LOST)
 
 
 def barrier() -> None:

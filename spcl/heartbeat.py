@@ -33,7 +33,7 @@ T = TypeVar("T")
 class _Place:
     """Where this process is."""
 
-    where: str = "start"
+    where: str = "the start"
     number: int = 0
     unit: str = "step"
     moves: int = 0  # so far
@@ -71,6 +71,7 @@ def beating(run: Path, telemetry: Telemetry, rank: int, ranks: int) -> Iterator[
     elif rank == 1:
         threads.append(Watch(run, ranks, to_stderr, deputy=True))
     folder.mkdir(parents=True, exist_ok=True)
+    moved("the start", 0)
     try:
         with contextlib.ExitStack() as running:
             for thread in threads:

@@ -60,25 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(launch.list_known())
         return 0
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if "WORLD_SIZE" in os.environ:  # torchrun
-        # Settings are read once more by `run`: a group must know before it exists how long to wait.
-        config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
-        timeout = datetime.timedelta(seconds=config.train.collective_timeout)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
     try:
+        if "WORLD_SIZE" in os.environ:  # torchrun
+            _join_group(arguments)
         return run(arguments, local_rank)
     except RuntimeError as error:
-        if dist.is_initialized() and distributed.lost_another(error):
+        if "WORLD_SIZE" in os.environ and distributed.lost_another(error):
             raise UserError(
-                f"process {distributed.rank()} of {distributed.world_size()} heard nothing more of "
-                f"another one ({str(error).splitlines()[0]}); see what that one says. What is "
+                f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} heard nothing (more) "
+                f"of another one ({str(error).splitlines()[0]}); see what that one says. What is "
                 "stored is whole: start all of them again with the same command"
             ) from None
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join_group(arguments: argparse.Namespace) -> None:
+    """Wait for the other processes that torchrun has started."""
+    # `run` reads the settings once more: a group must know before it exists how long to wait.
+    config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    timeout = datetime.timedelta(seconds=config.train.collective_timeout)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
 
 
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
