@@ -16,7 +16,7 @@ heartbeat.BEAT, heartbeat.QUIET = 0.1, 1.0
 from spcl.train import main
 sys.exit(cli.guarded(main))
 """
-LONG = ("spcl.steps=100", "stages=[adversarial,spcl]")
+LONG = ("spcl.steps=40", "train.checkpoint_every=20", "stages=[adversarial,spcl]")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
