@@ -70,7 +70,8 @@ def beating(run: Path, telemetry: Telemetry, rank: int, ranks: int) -> Iterator[
         threads.append(Watch(run, ranks, tell))
     elif rank == 1:
         threads.append(Watch(run, ranks, to_stderr, deputy=True))
-    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # the storage is full or away: the work itself meets that
+        folder.mkdir(parents=True, exist_ok=True)
     moved("the start", 0)
     try:
         with contextlib.ExitStack() as running:
@@ -108,7 +109,7 @@ class _Regular(threading.Thread):
             except lease.LeaseLost:
                 return  # whoever writes next says so
             except OSError:
-                pass  # the storage is full or away: the work itself meets that
+                pass  # as above
             if self._over.wait(BEAT):
                 return
 
