@@ -5,17 +5,24 @@ import contextlib
 import itertools
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spcl import sockets
 from spcl.commit import note_unknown
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
 CANCEL_SECONDS = 10  # for killed tasks to let go of their files
 ONE_CPU = {"CPU": 1.0}
+
+RAY = "ray"  # Ray's folder in a temporary folder
+#: The longest path of a socket there.
+SOCKET = f"{RAY}/session_2000-01-01_00-00-00_000000_{{pid}}/sockets/plasma_store"
+AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,6 +75,7 @@ def connect(address: str | None) -> None:
 
     UserError if nothing answers there.  Never a plain `ray.init()`: it joins any cluster it finds.
     """
+    named = " (RAY_ADDRESS in the environment)" if _environment_decides(address) else ""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     if local:
@@ -79,15 +87,20 @@ def connect(address: str | None) -> None:
 
     if ray.is_initialized():
         return
-    where = "on this machine" if local else f"at {address}"
-    options = {"include_dashboard": False} if local else {}
+    where = "on this machine" if local else f"at {address}{named}"
     try:
         _reach(address)
     except OSError as error:
+        alone = "`unset RAY_ADDRESS`" if named else "give no --address"
         raise UserError(
-            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head`, or "
-            f"give no --address to use this machine alone"
+            f"no Ray cluster answers at {address}{named}: {error}; start one with "
+            f"`ray start --head`, or {alone} to use this machine alone"
         ) from None
+    options = {"include_dashboard": False} | temporary_folder() if local else {}
+    for warning in authentication_warnings():
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    token = _token_path()
+    makes_token = local and token is not None and not token.exists()
     print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
@@ -96,7 +109,78 @@ def connect(address: str | None) -> None:
         raise UserError(
             f"cannot use Ray {where} ({reason}); all nodes need one version of Ray and Python, "
             f"one token, and RAY_AUTH_MODE=token where it was started so"
+            + ("; or `unset RAY_ADDRESS` to use this machine alone" if named else "")
         ) from None
+    if makes_token and token.exists():
+        token.chmod(0o600)  # Ray leaves it to the umask, by which others may often read it
+
+
+def _environment_decides(address: str | None) -> bool:
+    """Whether $RAY_ADDRESS says where Ray runs.  Inside a job that is Ray's own doing."""
+    return not address and bool(os.environ.get("RAY_ADDRESS")) and not inside_job()
+
+
+def temporary_folder() -> dict[str, str]:
+    """What `ray.init` needs so that the paths of its sockets are short enough; says so if it does.
+
+    UserError where no short folder can be written to.
+    """
+    # As Ray looks for it.
+    name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
+    usual = Path(os.environ[name] if name else "/tmp")
+    longest = SOCKET.format(pid=os.getpid())
+    if sockets.fits(usual, longest):
+        return {}
+    found, limit = sockets.length(usual, longest), sockets.SOCKET_BYTES
+    folder = sockets.short_folder(longest)
+    if folder is None:
+        raise UserError(
+            f"the path of Ray's sockets must not pass {limit} bytes, but with "
+            f"{name}={os.environ[name]} it has {found}; set RAY_TMPDIR to a shorter folder that "
+            "can be written to"
+        )
+    print(
+        f"{name} is too long for Ray's sockets ({found} bytes, at most {limit}); its files go to "
+        f"{folder / RAY}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {"_temp_dir": str(folder / RAY)}  # which Ray opens to everybody; the folder above is not
+
+
+def authentication_warnings() -> Iterator[str]:
+    """What lets other people run code on the cluster, a line each with the way out."""
+    if os.environ.get(AUTH_MODE, "").lower() == "disabled":
+        yield (
+            f"{AUTH_MODE}=disabled lets anybody who reaches the cluster's ports run code as you; "
+            f"`export {AUTH_MODE}=token` in every shell that starts or joins it"
+        )
+    path = _token_path()
+    if path is not None and _others_can_read(path):
+        yield (
+            f"others can read Ray's token, and with it run code as you; `chmod 600 {path}`, and "
+            "make a new one if somebody may have: `ray get-auth-token --generate`"
+        )
+
+
+def _token_path() -> Path | None:
+    """The file that Ray reads its token from; None where it reads none."""
+    if os.environ.get(AUTH_MODE, "").lower() == "disabled" or os.environ.get(AUTH_TOKEN):
+        return None
+    return Path(os.environ.get(AUTH_TOKEN_PATH) or Path.home() / ".ray/auth_token")
+
+
+def _others_can_read(path: Path) -> bool:
+    """Whether the group or everybody may read a file, and enter every folder above it."""
+    try:
+        path = path.resolve()
+        allowed = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+        for folder in path.parents:
+            enter = folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+            allowed &= enter << 2  # an x bit lies two below its r bit
+    except OSError:
+        return False
+    return bool(allowed)
 
 
 def _reach(address: str) -> None:
@@ -108,10 +192,18 @@ def _reach(address: str) -> None:
 
 
 def worker_resources(device: str) -> dict[str, float]:
-    """What one training worker reserves: a GPU where the cluster has some and `device` allows."""
+    """What one training worker reserves: a GPU where the cluster has some and `device` allows.
+
+    UserError where `device` is cuda and there is none.
+    """
     import ray
 
     gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    if device == "cuda" and not gpu:
+        raise UserError(
+            "train.device=cuda needs a GPU, but the cluster has none; use train.device=cpu, or add "
+            "a node that has some"
+        )
     return {"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
 
 

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 KEY = "spcl/stopped/{}"  # of a launch, in the cluster's own memory
-COLLECTIVE_TIMEOUT = 600  # seconds until a rank that hears nothing gives up
 
 
 def worker_group(
@@ -19,6 +18,7 @@ def worker_group(
     workers: int,
     each: dict[str, float],
     *,
+    timeout: int,
     restarts: int,
     start_failures: int = 1,
     placement: str = "PACK",
@@ -28,6 +28,7 @@ def worker_group(
 
     folder          for Ray's own record of this launch, under `name` (default: a fresh one)
     each            resources of one worker
+    timeout         seconds until a rank that hears nothing gives up
     restarts        of the group after lost workers
     start_failures  at placing the workers, until Ray gives up; without a limit it waits for ever
     """
@@ -38,7 +39,7 @@ def worker_group(
     return TorchTrainer(
         function,
         train_loop_config=values,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=timeout),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=gpu,

@@ -16,8 +16,9 @@ from ray_jobs import cluster
 from ray_jobs.group import stopped, worker_group
 from spcl import cli, launch
 from spcl.errors import UserError
+from spcl.heartbeat import Watch, to_stderr
 from spcl.launch import Request
-from spcl.lease import Lease
+from spcl.lease import Lease, check
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine
 
@@ -74,19 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     finished = []
     for request in asked:
-        run = request.open()
+        run = request.find()
         if run.done:
             print(f"{run.name} is finished already")
         else:
-            with Lease(run.folder):
-                _train(request, run, arguments)
+            with Lease(run.folder) as lease:
+                _train(request, run, lease, arguments)
         launch.show_done(request, run)
         finished.append(run)
     launch.show_seeds(finished)
     return 0
 
 
-def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> None:
+def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
     cluster.connect(arguments.address)
     train = request.config.train
@@ -94,6 +95,7 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
     short = cluster.shortage(train.workers, per_worker)
     if short:
         raise UserError(short)
+    request.open()  # only now: a start that is refused uses up no name
     from ray_jobs.worker import pack, train_worker  # imports ray
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
@@ -101,18 +103,21 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
     # from our checkpoints.
     trainer = worker_group(
         train_worker,
-        pack(request, name),
+        pack(request, name, lease.id),
         run.folder / "ray",
         train.workers,
         per_worker,
+        timeout=train.collective_timeout,
         restarts=RETRIES,
         start_failures=START_FAILURES,
         placement=arguments.placement,
         name=name,
     )
     run.forget_failure()
-    with _Progress(run):
+    progress = _Progress(run)
+    with progress, Watch(run.folder, train.workers, progress.tell, deputy=True):
         result = _fit(trainer)
+    check(run.folder)  # this process may have been frozen meanwhile
     if not run.done:
         told = stopped(name) or getattr(result, "return_value", None)
         if told:  # by a worker, which said why
@@ -187,6 +192,11 @@ class _Progress(threading.Thread):
         self.over.set()
         self.join()
         self.live.end()
+
+    def tell(self, text: str) -> None:
+        """Of a wait; a line of its own."""
+        self.live.end()
+        to_stderr(text)
 
     def run(self) -> None:
         silent_until, start = time.monotonic() + SILENCE, self.offset

@@ -21,11 +21,12 @@ from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
 from spcl.errors import UserError
 from spcl.launch import Request
+from spcl.lease import LeaseLost, check, under
 from spcl.results.store import RunFolder
 from spcl.train import run_on_rank
 
 
-def pack(request: Request, launch: str) -> dict[str, Any]:
+def pack(request: Request, launch: str, lease: str) -> dict[str, Any]:
     """What travels to the workers: plain values only."""
     return {
         "config": request.config.as_dict(),
@@ -34,6 +35,7 @@ def pack(request: Request, launch: str) -> dict[str, Any]:
         "name": request.name,
         "launch": launch,
         "commit": str(commit()),  # Ray leaves .git and the driver's environment behind
+        "lease": lease,
     }
 
 
@@ -44,9 +46,14 @@ def train_worker(job: dict[str, Any]) -> str | None:
         from_dict(job["config"]), Path(job["data"]), Path(job["storage"]), job["name"]
     )
     run = RunFolder(request.storage / request.name)
+    with under(run.folder, job["lease"]):
+        return _run(request, run, job)
+
+
+def _run(request: Request, run: RunFolder, job: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    earlier = [reason for reason in distributed.gather(stopped(job["launch"])) if reason]
+    earlier = [reason for reason in distributed.gather(_over(run, job["launch"])) if reason]
     if earlier:
         return earlier[0]  # restarted after the failure below
     try:
@@ -60,12 +67,21 @@ def train_worker(job: dict[str, Any]) -> str | None:
         summary = run_on_rank(request, get_device().index or 0, ray.train.report)
         with atomic.writing(run.folder / "ray"):
             _report_final(request, summary)
-    except UserError as error:
+    except UserError as error:  # the run may be another's now
         if world_size > 1:
             stop(job["launch"], str(error))
             raise  # a rank that waits for this one hears of it only when Ray stops the group
         return str(error)
     return None
+
+
+def _over(run: RunFolder, launch: str) -> str | None:
+    """Why this launch must not go on, if it must not: a failure of before, or the run is lost."""
+    try:
+        check(run.folder)
+    except LeaseLost as error:
+        return str(error)
+    return stopped(launch)
 
 
 def _report_final(request: Request, summary: dict[str, Any]) -> None:

@@ -5,9 +5,7 @@
 
 import json
 import math
-import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from spcl import atomic, distributed, records
 from spcl.errors import DataError
-from spcl.lease import process_is_alive
+from spcl.process import is_left_behind, this_process
 from spcl.stages import Stage
 
 COST_SCHEMA = 1
@@ -50,7 +48,7 @@ class ArtefactStore:
         seconds  device-seconds that the stage has taken, if known; stored beside the result
         """
         # The name carries rank 0's process, so a killed launch and its successor never share it.
-        name = distributed.gather(f".{stage.folder}.{_process()}.tmp")[0]
+        name = distributed.gather(f".{stage.folder}.{this_process().label}.tmp")[0]
         temporary = self.root / name
         if distributed.rank() == 0:
             self._sweep()
@@ -74,10 +72,8 @@ class ArtefactStore:
 
     def _sweep(self) -> None:
         """Remove what killed processes of this host left half-written."""
-        for leftover in self.root.glob(f".*.{socket.gethostname()}-*.tmp"):
-            pid = int(leftover.name.removesuffix(".tmp").rsplit("-", 1)[1])
-            if not process_is_alive(pid):
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in filter(is_left_behind, self.root.glob(".*.tmp")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _publish(self, stage: Stage, temporary: Path, seconds: float | None) -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -128,7 +124,3 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"{path} is damaged or missing: its sha256 is not the one in {MANIFEST}; {way_out}"
             )
     return manifest
-
-
-def _process() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}"

@@ -1,7 +1,7 @@
 """Write files and folders so that a reader sees all of them or nothing, and can tell.
 
 All that is written is written here, or inside of `writing`, so that a full disk is told alike
-everywhere.
+everywhere, and nobody writes into a run that is another process's now (`spcl.lease`).
 """
 
 import errno
@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from spcl.errors import StorageError
+
+#: Asked before anything is written to a path; they raise where that must not be.
+guards: list[Callable[[Path], None]] = []
 
 #: Why the system refuses to write, and what to do.
 REFUSALS = {
@@ -94,6 +97,7 @@ def _size(count: float) -> str:
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What writes `path`, or below it, stands in this block: a refused write is a StorageError."""
+    _ask(path)
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save raises the latter
@@ -101,6 +105,11 @@ def writing(path: Path) -> Iterator[None]:
         if refused is None or refused is error:
             raise
         raise refused from None
+
+
+def _ask(path: Path) -> None:
+    for guard in guards:
+        guard(path)
 
 
 @contextmanager
@@ -159,6 +168,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            _ask(path)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -185,6 +195,7 @@ def publish(temporary: Path, path: Path) -> None:
     """
     with writing(path):
         flush(temporary)
+        _ask(path)
         try:
             os.rename(temporary, path)
         except OSError:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spcl import atomic, distributed
+from spcl import atomic, distributed, lease
 
 SCHEMA = 1
 KEPT = 2  # the newest, and one before it should the disk have lost the newest
@@ -62,6 +62,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget them; called once the stage's artefact is published."""
+        lease.check(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:

@@ -170,6 +170,13 @@ class Train:
     device: str = setting(
         "auto", "ours: cuda where there is one", choices=("auto", "cpu", "cuda"), operational=True
     )
+    collective_timeout: int = setting(
+        600,
+        "ours: seconds that a worker waits for the others until it gives up; torch has 1800 for "
+        "gloo and 600 for NCCL",
+        low=1,
+        operational=True,
+    )
     channels_last: bool = setting(False, "ours", operational=True)
     compile: bool = setting(False, "ours: torch.compile of the segmentor", operational=True)
     log_every: int = setting(50, "ours: steps", low=1, operational=True)

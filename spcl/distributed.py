@@ -3,6 +3,14 @@
 import torch.distributed as dist
 from torch import Tensor
 
+#: In what gloo and NCCL say where another process is gone or silent.
+LOST = (
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "ncclRemoteError",
+)
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -26,6 +34,12 @@ def gather(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an operation failed because another rank is gone or does not answer."""
+    at_start = isinstance(error, (dist.DistStoreError, dist.DistNetworkError))
+    return at_start or any(text in str(error) for text in LOST)
 
 
 def barrier() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spcl import distributed
+from spcl import distributed, heartbeat
 from spcl.config import Evaluation
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.loader import rank_indices
@@ -102,7 +102,8 @@ def evaluate(
     """
     classes = len(shards.class_names)
     matrices = {}
-    for index in rank_indices(len(shards), distributed.rank(), distributed.world_size()):
+    mine = rank_indices(len(shards), distributed.rank(), distributed.world_size())
+    for index in heartbeat.counted("the evaluation", mine):
         label = decode_label(shards.label(index))
         image = decode(shards.image(index))
         prediction = predict_labels(predict, image, tuple(label.shape), settings, device)

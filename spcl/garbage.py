@@ -9,7 +9,6 @@ everything; a run that has not yet written what it needs keeps every artefact of
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,14 +17,13 @@ from typing import Any
 
 from spcl import atomic, records
 from spcl.errors import ConfigError, DataError
-from spcl.lease import process_is_alive
+from spcl.process import is_left_behind, this_process
 from spcl.results.store import RunFolder
 from spcl.settings import read_yaml
 
 ARTEFACTS = "artefacts"
 KEY_LETTERS = 16  # of a stage's key, at the end of its artefact's name
 NAME = re.compile(rf"[^.].*-([0-9a-f]{{{KEY_LETTERS}}})")
-TEMPORARY = re.compile(r"\..*\.(?P<host>.+)-(?P<pid>\d+)\.tmp")  # of spcl.artefacts
 KEYS = re.compile(rb"(?<![0-9a-f])[0-9a-f]{16}(?:[0-9a-f]{48})?(?![0-9a-f])")
 RECORDS = ("manifest.json", "DONE.json")  # what a run refers to; and everything in a jobs/ folder
 REQUESTS = ("config.yaml", "search.yaml")
@@ -88,7 +86,7 @@ def find_garbage(storage: Path) -> Garbage:
         queue += (inputs & artefacts.keys()) - kept
         kept |= inputs & artefacts.keys()
     unused = [] if found.everything else [p for key, p in artefacts.items() if key not in kept]
-    return Garbage(unused + [p for p in entries if _is_leftover(p)], found.because)
+    return Garbage(unused + [p for p in entries if is_left_behind(p)], found.because)
 
 
 def remove(storage: Path, garbage: Garbage) -> list[Path]:
@@ -98,7 +96,7 @@ def remove(storage: Path, garbage: Garbage) -> list[Path]:
     for folder in gone:
         # A rename first, so that nobody ever finds half an artefact under its name; the name is
         # that of a temporary folder, which is swept up should this process die here.
-        name = f".{folder.name.strip('.')}.{socket.gethostname()}-{os.getpid()}.tmp"
+        name = f".{folder.name.strip('.')}.{this_process().label}.tmp"
         with atomic.writing(folder):
             doomed = folder.rename(folder.with_name(name))
             shutil.rmtree(doomed)
@@ -187,11 +185,3 @@ def _manifest(artefact: Path) -> dict[str, Any] | None:
 def _seed(manifest: dict[str, Any] | None) -> int | None:
     seed = None if manifest is None else manifest.get("seed")
     return seed if isinstance(seed, int) else None
-
-
-def _is_leftover(folder: Path) -> bool:
-    """A half-written artefact of a process of this host that is no more."""
-    match = TEMPORARY.fullmatch(folder.name)
-    if not match or not folder.name.endswith(f".{socket.gethostname()}-{match['pid']}.tmp"):
-        return False
-    return not process_is_alive(int(match["pid"]))

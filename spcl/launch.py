@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spcl import cli, distributed
-from spcl.chosen_by import stored
+from spcl.chosen_by import carry, stored
 from spcl.config import Config, known, load, parse_overrides, told
 from spcl.data.catalog import (
     check_streets,
@@ -23,7 +23,7 @@ from spcl.errors import ConfigError
 from spcl.methods import METHODS
 from spcl.models.segmentor import MODELS
 from spcl.models.weights import check_weights
-from spcl.recipe import open_run
+from spcl.recipe import find_run, open_run
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
 from spcl.settings import digest
@@ -45,6 +45,16 @@ class Request:
     data: Path
     storage: Path
     name: str
+
+    def find(self) -> RunFolder:
+        """The run's folder; makes nothing, so that a start that is refused uses up no name.
+
+        A finished run is told which search has chosen these settings.
+        """
+        run = find_run(self.config, self.storage, self.name)
+        if run.done:
+            carry(run, self.config.chosen_by)
+        return run
 
     def open(self) -> RunFolder:
         return open_run(self.config, self.storage, self.name)

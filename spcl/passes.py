@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spcl import atomic, distributed
+from spcl import atomic, distributed, heartbeat
 from spcl.data.loader import rank_indices
 from spcl.data.predictions import HISTOGRAM, PredictionWriter
 from spcl.data.shards import ShardSet
@@ -38,7 +38,7 @@ def source_pass(
 ) -> dict[str, torch.Tensor]:
     """A method's own look at the whole source; its result, on the CPU, equal on all ranks."""
     segmentor.to(device).eval()
-    for index in _mine(shards):
+    for index in heartbeat.counted("the source pass", _mine(shards)):
         output = segmentor(load_image(shards, index, size).to(device), "source")
         label = resize_label(decode_label(shards.label(index)), size).to(device)
         memory.add(output, label[None])
@@ -61,7 +61,7 @@ def prediction_pass(
     segmentor.to(device).eval()
     histogram = np.zeros((segmentor.num_classes, CONFIDENCE_LEVELS), np.int64)
     with PredictionWriter(folder, distributed.rank()) as writer:
-        for index in _mine(shards):
+        for index in heartbeat.counted("the prediction pass", _mine(shards)):
             logits = segmentor.predict(load_image(shards, index, size).to(device))
             confidence, label = upsample(logits.float(), size).softmax(1).max(1)
             levels = quantize(confidence[0].cpu().numpy())
@@ -98,6 +98,7 @@ def statistics_pass(
     rank, world = distributed.rank(), distributed.world_size()
     empty = torch.empty(0, 3, *size)  # a rank without an image still takes part in the sums
     for start in range(0, len(shards), STATISTICS_BATCH):
+        heartbeat.moved("the statistics pass", start, "image")
         batch = range(start, min(start + STATISTICS_BATCH, len(shards)))[rank::world]
         images = torch.cat([empty, *(load_image(shards, i, size) for i in batch)])
         segmentor(images.to(device), domain)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spcl import atomic, checkpoint, distributed, passes
+from spcl import atomic, checkpoint, distributed, heartbeat, passes
 from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
@@ -90,6 +90,11 @@ class Recipe:
 
     def make(self, stages: Sequence[Stage]) -> None:
         """Make those of the recipe's stages that are missing, and nothing else."""
+        rank, ranks = distributed.rank(), distributed.world_size()
+        with heartbeat.beating(self.run.folder, self.around.telemetry, rank, ranks):
+            self._make(stages)
+
+    def _make(self, stages: Sequence[Stage]) -> None:
         set_up_torch(self.config.train)
         if distributed.rank() == 0:
             united = self.config.chosen_by | choices.stored(self.run)
@@ -387,11 +392,8 @@ def run_config(folder: Path) -> Config:
         raise ConfigError(f"{where}{error}; {way_out}") from None
 
 
-def open_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, new or to be continued.  ConfigError where it belongs to another config.
-
-    A search that has chosen the config, now or at an earlier launch, stays named in it.
-    """
+def find_run(config: Config, storage: Path, name: str) -> RunFolder:
+    """The run's folder, which may not exist yet.  ConfigError where it is of another config."""
     run = RunFolder(storage / name)
     path = run.folder / "config.yaml"
     if path.exists():
@@ -402,6 +404,15 @@ def open_run(config: Config, storage: Path, name: str) -> RunFolder:
                 f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
                 f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
             )
+    return run
+
+
+def open_run(config: Config, storage: Path, name: str) -> RunFolder:
+    """The run's folder, new or to be continued.  ConfigError where it is of another config.
+
+    A search that has chosen the config, now or at an earlier launch, stays named in it.
+    """
+    run = find_run(config, storage, name)
     config = dataclasses.replace(config, chosen_by=choices.carry(run, config.chosen_by))
-    atomic.write_bytes(path, dump_yaml(config.as_dict()).encode())
+    atomic.write_bytes(run.folder / "config.yaml", dump_yaml(config.as_dict()).encode())
     return run

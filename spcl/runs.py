@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         with Lease(run.folder):
             size = run.bytes
-        run.remove()
+            run.remove()
         print(f"removed {run.folder} ({_size(size)}); shared artefacts stay in {storage}/artefacts")
     return 0
 

@@ -1,6 +1,8 @@
 """Run a recipe without Ray: plain Python, or `torchrun -m spcl.train` for several processes."""
 
 import argparse
+import contextlib
+import datetime
 import os
 import sys
 from collections.abc import Sequence
@@ -9,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from spcl import cli, distributed, launch
+from spcl.config import load
 from spcl.errors import ConfigError, UserError
 from spcl.launch import Request
-from spcl.lease import Lease
+from spcl.lease import Lease, LeaseLost, under
 from spcl.recipe import Recipe, choose_device
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine, Telemetry
@@ -37,7 +40,8 @@ def run_on_rank(
         around = Surroundings(device, telemetry, report)
         return Recipe(request.config, request.data, run, around)()
     except UserError as error:
-        run.fail(str(error), type(error).__name__)
+        with contextlib.suppress(LeaseLost):  # then what the folder says is another's
+            run.fail(str(error), type(error).__name__)
         raise
 
 
@@ -54,13 +58,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(launch.list_known())
         return 0
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if "WORLD_SIZE" in os.environ:  # torchrun
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
+        if "WORLD_SIZE" in os.environ:  # torchrun
+            _join_group(arguments)
         return run(arguments, local_rank)
+    except RuntimeError as error:
+        if "WORLD_SIZE" in os.environ and distributed.lost_another(error):
+            raise UserError(
+                f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} heard nothing (more) "
+                f"of another one ({str(error).splitlines()[0]}); see what that one says. What is "
+                "stored is whole: start all of them again with the same command"
+            ) from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join_group(arguments: argparse.Namespace) -> None:
+    """Wait for the other processes that torchrun has started."""
+    # `run` reads the settings once more: a group must know before it exists how long to wait.
+    config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    timeout = datetime.timedelta(seconds=config.train.collective_timeout)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
 
 
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
@@ -85,22 +105,26 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
         if first:
             print(text)
         return 0
+    choose_device(asked[0].config.train, local_rank)  # before a folder is made in vain
     finished = []
     for request in asked:
-        run = request.open() if first else RunFolder(request.storage / request.name)
+        run = request.find() if first else RunFolder(request.storage / request.name)
         finished.append(run)
         if distributed.gather(run.done is not None)[0]:
             if first:
                 print(f"{run.name} is finished already")
                 launch.show_done(request, run)
             continue
-        if first:
-            with Lease(run.folder):
+        with Lease(run.folder) if first else contextlib.nullcontext() as lease:
+            if lease:
+                request.open()
                 run.forget_failure()
-                run_on_rank(request, local_rank, lambda metrics: None, LiveLine())
+            shared = distributed.gather(lease and lease.id)[0]  # every rank works under rank 0's
+            with under(run.folder, shared):
+                live = LiveLine() if first else None
+                run_on_rank(request, local_rank, lambda metrics: None, live)
+        if first:
             launch.show_done(request, run)
-        else:
-            run_on_rank(request, local_rank, lambda metrics: None)
     if first:
         launch.show_seeds(finished)
     return 0

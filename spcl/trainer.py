@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spcl import checkpoint, distributed
+from spcl import checkpoint, distributed, heartbeat
 from spcl.checkpoint import Checkpoints
 from spcl.config import Train
 from spcl.data.batch import Batch
@@ -67,6 +67,7 @@ def fit(
     window = Window(device)
 
     for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
+        heartbeat.moved(f"stage {name}", step)
         with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
             terms = wrapped(batch, step)
         loss, counts = total(terms, train.reduction)

@@ -71,6 +71,7 @@ def started_cluster(cpus: int = CPUS) -> Iterator[RayCluster]:
         timeout=START_SECONDS,
         capture_output=True,
     )
+    (folder / ".ray/auth_token").chmod(0o600)  # Ray opens the folder to everybody
     head = None
     try:
         for _ in range(ATTEMPTS):

@@ -31,7 +31,7 @@ from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
 from spcl.errors import StorageError, UserError
 from spcl.evaluate import evaluate
-from spcl.lease import EXPIRES, Lease
+from spcl.lease import EXPIRES, Lease, LeaseLost, check, under
 from spcl.models.segmentor import Segmentor
 from spcl.protocols import headline, score
 from spcl.recipe import Recipe, choose_device, load_segmentor
@@ -106,12 +106,12 @@ def run(job: Job) -> dict[str, Any]:
 
     Raises only what another attempt may mend, and StorageError.
     """
-    with waiting_lease(job.run.folder):
+    with waiting_lease(job.run.folder) as lease:
         if job.record.exists():
             return read_job(job.record)
         attempts = _count_attempt(job)
         if from_dict(job.config).train.workers > 1:
-            _nested(job, attempts)
+            _nested(job, attempts, lease.id)
         else:
             attempt(job, attempts)
     free_memory()
@@ -126,7 +126,7 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def waiting_lease(folder: Path) -> Iterator[None]:
+def waiting_lease(folder: Path) -> Iterator[Lease]:
     """One writer per configuration; a killed driver's workers live on for some seconds."""
     deadline = time.monotonic() + 2 * EXPIRES
     lease = Lease(folder)
@@ -139,7 +139,7 @@ def waiting_lease(folder: Path) -> Iterator[None]:
                 raise
             time.sleep(LEASE_POLL)
     try:
-        yield
+        yield lease
     finally:
         lease.__exit__()
 
@@ -191,8 +191,8 @@ def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
     started = time.perf_counter()
     try:
         found = _work(job, local_rank)
-    except StorageError:
-        raise
+    except (StorageError, LeaseLost):
+        raise  # nothing can be written, or the record is for another process to write
     except Exception as error:
         write_failure(job, _reason(error), attempts)
         atomic.write_bytes(job.run.folder / "traceback.txt", traceback.format_exc().encode())
@@ -285,6 +285,7 @@ def _write(job: Job, **found: Any) -> None:
         "host": socket.gethostname(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    check(job.run.folder)  # the record lies outside of it
     records.write(job.record, record | found)
 
 
@@ -297,15 +298,17 @@ def _reason(error: BaseException) -> str:
 # More than one device.
 
 
-def _nested(job: Job, attempts: int) -> None:
+def _nested(job: Job, attempts: int, lease: str) -> None:
     """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
+    train = from_dict(job.config).train
     launch, folder = uuid.uuid4().hex[:12], Path(job.experiment) / "ray" / "train"
     trainer = worker_group(
         nested_worker,
-        {"job": asdict(job), "attempts": attempts, "launch": launch},
+        {"job": asdict(job), "attempts": attempts, "launch": launch, "lease": lease},
         folder,
-        from_dict(job.config).train.workers,
+        train.workers,
         job.worker,
+        timeout=train.collective_timeout,
         restarts=0,
         name=launch,
     )
@@ -325,8 +328,10 @@ def nested_worker(values: dict[str, Any]) -> None:
     """What each worker of the group runs."""
     from ray.train.torch import get_device
 
+    job = Job(**values["job"])
     try:
-        attempt(Job(**values["job"]), values["attempts"], get_device().index or 0)
+        with under(job.run.folder, values["lease"]):
+            attempt(job, values["attempts"], get_device().index or 0)
     except StorageError as error:
         stop(values["launch"], str(error))
         raise

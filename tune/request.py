@@ -51,6 +51,10 @@ class Search:
         return self.storage / SEARCHES / self.name
 
     @property
+    def is_new(self) -> bool:
+        return not (self.folder / "search.yaml").is_file()
+
+    @property
     def shared(self) -> tuple[str, ...]:
         return shared_stages(self.config, self.space.keys)
 

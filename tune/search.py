@@ -164,6 +164,8 @@ def run(argv: Sequence[str] | None) -> int:
         print(describe(search, missing, is_timed(search.config, arguments.time)))
         return 0
     with Lease(search.folder):
+        if search.is_new:
+            _places(search, arguments)  # a start that is refused uses up no name
         search.open()
         _climb(search, arguments)
     experiment = Experiment(search.folder)
@@ -189,10 +191,7 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
     else:
         from tune import trials
 
-        trials.connect(arguments.address)
-        driver.worker = trials.worker_resources(search.config.train)
-        concurrent = None if arguments.concurrent == AUTO else int(arguments.concurrent)
-        driver.slots = trials.slots(driver.worker, search.devices, concurrent)
+        driver.worker, driver.slots = _places(search, arguments)
         _say(
             f"{search.name}: {search.trials} configurations, {driver.slots} at a time; "
             f"{len(driver.records)} jobs were done before"
@@ -209,6 +208,18 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
         trials.leave()
     driver.close()
     write_outputs(search.folder)
+
+
+def _places(search: Search, arguments: argparse.Namespace) -> tuple[dict[str, float], int]:
+    """On the cluster, which is joined or started: what a device of a job reserves, and how many
+    jobs run at a time.
+    """
+    from tune import trials
+
+    trials.connect(arguments.address)
+    worker = trials.worker_resources(search.config.train)
+    concurrent = None if arguments.concurrent == AUTO else int(arguments.concurrent)
+    return worker, trials.slots(worker, search.devices, concurrent)
 
 
 def find_experiment(name: str, storage: str | None) -> Path:

@@ -19,6 +19,7 @@ from spcl import atomic, distributed
 from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
 from spcl.errors import StorageError, UserError
+from spcl.lease import LeaseLost, is_lost, under
 from spcl.recipe import Recipe, choose_device, open_run
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
@@ -76,13 +77,13 @@ def perform(values: dict[str, Any]) -> str | None:
     """
     task = Task(**values)
     try:
-        with waiting_lease(task.folder.folder):
+        with waiting_lease(task.folder.folder) as lease:
             if task.folder.done:
                 return None
             task.folder.forget_failure()
             # A group takes long to start: not to gather what is stored already.
             if task.keys and task.worker and from_dict(task.config).train.workers > 1:
-                _in_group(task)
+                _in_group(task, lease.id)
             else:
                 attempt(task)
     except StorageError:
@@ -105,8 +106,8 @@ def attempt(task: Task, local_rank: int = 0) -> None:
             recipe()
         else:
             recipe.make([stage for stage in recipe.stages if stage.key in task.keys])
-    except StorageError:
-        raise
+    except (StorageError, LeaseLost):
+        raise  # nothing can be written, or what the folder says is another's
     except Exception as error:
         run.fail(_reason(error), type(error).__name__)
         atomic.write_bytes(run.folder / "traceback.txt", traceback.format_exc().encode())
@@ -189,15 +190,17 @@ def _result(reference: Any) -> str | None:
 # More than one worker per cell.
 
 
-def _in_group(task: Task) -> None:
+def _in_group(task: Task, lease: str) -> None:
     """Do the work in a Ray Train worker group.  StorageError."""
+    train = from_dict(task.config).train
     launch = uuid.uuid4().hex[:12]
     trainer = worker_group(
         group_worker,
-        {"task": asdict(task), "launch": launch},
+        {"task": asdict(task), "launch": launch, "lease": lease},
         Path(task.run) / "ray",
-        from_dict(task.config).train.workers,
+        train.workers,
         task.worker,
+        timeout=train.collective_timeout,
         restarts=LOST_WORKERS,
         name=launch,
     )
@@ -219,10 +222,12 @@ def group_worker(values: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     task, launch = Task(**values["task"]), values["launch"]
-    if any(distributed.gather(task.folder.failed is not None or stopped(launch) is not None)):
-        return  # restarted after a failure that another attempt does not mend
-    try:
-        attempt(task, get_device().index or 0)
-    except StorageError as error:
-        stop(launch, str(error))
-        raise
+    with under(task.folder.folder, values["lease"]):
+        failed = task.folder.failed is not None or stopped(launch) is not None
+        if any(distributed.gather(failed or is_lost(task.folder.folder))):
+            return  # restarted after a failure that another attempt does not mend
+        try:
+            attempt(task, get_device().index or 0)
+        except StorageError as error:
+            stop(launch, str(error))
+            raise

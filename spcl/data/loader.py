@@ -17,6 +17,7 @@ from spcl.data.sampling import ClassBalanced, InOrder, Uniform, positions, strea
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
+from spcl.sockets import shorten_for_loaders
 
 
 class Labels(Protocol):
@@ -110,6 +111,8 @@ class Steps(Dataset):
 
     def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
         """The batches of steps start .. stop-1, in order."""
+        if workers:
+            shorten_for_loaders()
         loader = DataLoader(
             _Careful(self),
             batch_size=None,  # an item is a batch already

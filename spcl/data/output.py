@@ -13,6 +13,7 @@ from typing import Any
 from spcl import atomic
 from spcl.data import shards
 from spcl.errors import DataError
+from spcl.process import State, who_locks
 
 REPORT = "conversion_report.json"
 REPORT_SCHEMA = 1
@@ -89,7 +90,14 @@ def _lock(handle: int, folder: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"waiting for another conversion in {folder}", file=sys.stderr, flush=True)
+        holder = who_locks(handle)
+        by = f", by process {holder.pid}" if holder else ""
+        if holder and holder.state is State.STOPPED:
+            by += (
+                f", which is stopped (state T): let it go on with `kill -CONT {holder.pid}`, or "
+                f"end it with `kill -KILL {holder.pid}`"
+            )
+        print(f"waiting for another conversion in {folder}{by}", file=sys.stderr, flush=True)
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError:
         return False

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import trees
 from clusters import Commands, environment, free_ports
-from mini import TRAIN, arguments, messages
+from mini import RECIPE, TRAIN, arguments, messages
 
 from ray_jobs import train
 from spcl import cli
+from spcl.config import load
 from spcl.data.shards import ShardSet
+from spcl.recipe import open_run
 from spcl.results.store import RunFolder
 
 
@@ -54,12 +56,12 @@ MISTAKES = {
 def test_a_mistake_is_one_line(mistake, mini_data, tmp_path, capsys):
     message = MISTAKES[mistake]
     assert message in refused(mini_data, tmp_path, *mistake.split(), capsys=capsys)
+    assert not list(tmp_path.iterdir())  # no folder, whose name would be used up
 
 
 def test_a_run_keeps_its_settings(mini_data, tmp_path, capsys):
-    nowhere = ("--address", "127.0.0.1:9")
-    refused(mini_data, tmp_path, *nowhere, capsys=capsys)
-    message = refused(mini_data, tmp_path, *nowhere, "spcl.steps=7", capsys=capsys)
+    open_run(load("streets", "spcl", None, RECIPE), tmp_path, "bad")
+    message = refused(mini_data, tmp_path, "spcl.steps=7", capsys=capsys)
     assert "run 'bad' exists with other settings (spcl.steps: 60 -> 7); choose another" in message
 
 
@@ -129,6 +131,7 @@ def test_more_workers_than_cpus_are_refused_and_not_waited_for(
 ):
     message = failed(commands, cluster, [*arguments(mini_data, tmp_path, "r"), "--workers", "4"])
     assert "4 workers need 4 CPU, but the cluster has 2; lower --workers or add nodes" in message
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.ray

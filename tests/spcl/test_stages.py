@@ -52,7 +52,13 @@ def test_no_training_stage_sees_the_evaluation_split():
 
 @pytest.mark.parametrize(
     "override",
-    ["train.workers=2", "train.threads=7", "train.log_every=9", "train.device=cpu"],
+    [
+        "train.workers=2",
+        "train.threads=7",
+        "train.log_every=9",
+        "train.device=cpu",
+        "train.collective_timeout=9",
+    ],
 )
 def test_operational_settings_change_no_key(override):
     assert keys("gta5", "spcl", override) == keys()
