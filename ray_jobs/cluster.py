@@ -6,10 +6,12 @@ import itertools
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spcl.atomic import refusal
 from spcl.commit import note_unknown
 from spcl.errors import UserError
 
@@ -92,6 +94,9 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        refused = refusal(error, Path(tempfile.gettempdir(), "ray"))
+        if refused:  # Ray's own folder
+            raise refused from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot use Ray {where} ({reason}); all nodes need one version of Ray and Python, "
