@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import itertools
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from spcl.commit import note_unknown
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
+ROOM = 2**19  # bytes that Ray's own files take at least, from 1 MiB on they fit
 CANCEL_SECONDS = 10  # for killed tasks to let go of their files
 ONE_CPU = {"CPU": 1.0}
 
@@ -93,9 +96,13 @@ def connect(address: str | None) -> None:
     print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        refused = refusal(error, Path(tempfile.gettempdir(), "ray"))
-        if refused:  # Ray's own folder
+    except Exception as error:  # Ray raises Exception itself where a node does not start
+        folder = Path(
+            tempfile.gettempdir()
+        )  # of Ray's own files; without room there it says nothing
+        full = local and shutil.disk_usage(folder).free < ROOM
+        refused = refusal(OSError(errno.ENOSPC, "") if full else error, folder)
+        if refused:
             raise refused from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(
