@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import itertools
 import os
+import shutil
 import socket
 import stat
 import sys
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spcl import sockets
+from spcl.atomic import refusal
 from spcl.commit import note_unknown
 from spcl.errors import UserError
 
 REACH_SECONDS = 5.0
+ROOM = 2**19  # bytes that Ray's own files take at least, from 1 MiB on they fit
 CANCEL_SECONDS = 10  # for killed tasks to let go of their files
 ONE_CPU = {"CPU": 1.0}
 
@@ -104,7 +108,13 @@ def connect(address: str | None) -> None:
     print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises Exception itself where a node does not start
+        # Of Ray's own files; it says nothing where there is no room for them.
+        folder = Path(options["_temp_dir"]).parent if "_temp_dir" in options else _usual()[1]
+        full = local and shutil.disk_usage(folder).free < ROOM
+        refused = refusal(OSError(errno.ENOSPC, "") if full else error, folder)
+        if refused:
+            raise refused from None
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot use Ray {where} ({reason}); all nodes need one version of Ray and Python, "
@@ -125,9 +135,7 @@ def temporary_folder() -> dict[str, str]:
 
     UserError where no short folder can be written to.
     """
-    # As Ray looks for it.
-    name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
-    usual = Path(os.environ[name] if name else "/tmp")
+    name, usual = _usual()
     longest = SOCKET.format(pid=os.getpid())
     if sockets.fits(usual, longest):
         return {}
@@ -146,6 +154,12 @@ def temporary_folder() -> dict[str, str]:
         flush=True,
     )
     return {"_temp_dir": str(folder / RAY)}  # which Ray opens to everybody; the folder above is not
+
+
+def _usual() -> tuple[str | None, Path]:
+    """The variable that names the temporary folder, and the folder, as Ray looks for it."""
+    name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if n in os.environ), None)
+    return name, Path(os.environ[name] if name else "/tmp")
 
 
 def authentication_warnings() -> Iterator[str]:

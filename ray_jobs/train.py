@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ray_jobs import cluster
 from ray_jobs.group import stopped, worker_group
 from spcl import cli, launch
+from spcl.atomic import refusal
 from spcl.errors import UserError
 from spcl.heartbeat import Watch, to_stderr
 from spcl.launch import Request
@@ -119,24 +120,25 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
         result = _fit(trainer)
     check(run.folder)  # this process may have been frozen meanwhile
     if not run.done:
-        told = stopped(name) or getattr(result, "return_value", None)
+        told = getattr(result, "return_value", None) or stopped(name)
         if told:  # by a worker, which said why
             raise UserError(told)
         error = result if isinstance(result, Exception) else None
+        refused = refusal(getattr(error, "controller_failure", error), run.folder / "ray")
+        if refused:  # Ray's own record of the launch
+            raise refused
         # A node may have been lost meanwhile.
         reason = cluster.shortage(train.workers, per_worker) or _reason(error)
-        run.fail(f"training failed: {reason}", type(error).__name__)
-        raise UserError("\n".join([run.failed["error"], *_last_output(run, name)]))
+        text = f"training failed: {reason}"
+        run.fail(text, type(error).__name__)
+        raise UserError("\n".join([text, *_last_output(run, name)]))
     for launched in (run.folder / "ray").iterdir():
         if launched.name != name:
             shutil.rmtree(launched, ignore_errors=True)
 
 
 def _fit(trainer: "TorchTrainer") -> "Result | Exception":
-    """Train to the end; what came of it.  KeyboardInterrupt on Ctrl-C and SIGTERM.
-
-    StorageError where Ray cannot write its own record of the launch.
-    """
+    """Train to the end; what came of it.  KeyboardInterrupt on Ctrl-C and SIGTERM."""
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:

@@ -130,14 +130,16 @@ def append(path: Path, line: str) -> None:
 
     Where there is no room for all of it, nothing of it stays.
     """
-    with opened(path, "ab+") as file:
+    # Unbuffered: what is left in a buffer would be written when the file is closed.
+    with writing(path), open(path, "ab+", buffering=0) as file:
         length = file.seek(0, os.SEEK_END)
         if length:
             file.seek(length - 1)
             line = line if file.read(1) == b"\n" else "\n" + line
+        rest = memoryview(line.encode() + b"\n")
         try:
-            file.write(line.encode() + b"\n")
-            file.flush()
+            while rest:  # a nearly full disk takes a part first
+                rest = rest[file.write(rest) :]
         except OSError:
             os.truncate(path, length)
             raise

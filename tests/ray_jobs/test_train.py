@@ -9,6 +9,7 @@ from clusters import Command, Commands, RayCluster, environment, wait_until
 from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
 
 from spcl import cli
+from spcl.commit import VARIABLE, commit
 from spcl.results.store import RunFolder
 from spcl.train import main as plain_main
 
@@ -83,7 +84,8 @@ def test_a_finished_command_says_so_without_ray(finished, commands, mini_data):
 def submit(commands: Commands, cluster: RayCluster, line: list[str]) -> Command:
     """As the README says; the dashboard's address is given because the port is a free one."""
     job = ("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--")
-    return commands.run([*job, *TRAIN, *line], environment(cluster.token))
+    known = ("env", f"{VARIABLE}={commit()}")  # as the submitting shell would say
+    return commands.run([*job, *known, *TRAIN, *line], environment(cluster.token))
 
 
 @pytest.mark.slow
@@ -94,6 +96,8 @@ def test_a_job_reuses_stored_stages_under_another_name(finished, commands, clust
     assert "job  (seed 0)" in job.out and "mIoU " in job.out
     expected = [text.replace("started", "done before, reused") for text in messages(run)]
     assert messages(RunFolder(run.folder.parent / "job")) == expected
+    manifest = RunFolder(run.folder.parent / "job").manifest
+    assert (manifest["commit"], manifest["dirty"]) == commit() and "note: the commit" not in job.out
     # It ran in a copy of the repository, which holds no environment, data or results.
     packages = cluster.folder.glob("session_2*/runtime_resources/working_dir_files/*")
     (copy,) = (path for path in packages if path.is_dir())
