@@ -35,7 +35,6 @@ DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
     "empty": lambda whole: b"",
     "cut": lambda whole: whole[: len(whole) // 2],
     "a list": lambda whole: b"[1, 2]\n",
-    "a number": lambda whole: b"3\n",
     "not UTF-8": lambda whole: b"\xff\xfe\x00" + whole,
     "a folder": None,
 }
