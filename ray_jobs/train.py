@@ -1,5 +1,7 @@
 """Run a recipe under Ray Train: on this machine with nothing to start, in a cluster, as a job."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -14,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
 from ray_jobs.group import worker_group
-from spcl import cli, launch
+from spcl import cli
 from spcl.errors import UserError
-from spcl.launch import Request
 from spcl.lease import Lease
-from spcl.results.store import RunFolder
-from spcl.telemetry import LiveLine
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+    from spcl.launch import Request
+    from spcl.results.store import RunFolder
 
 EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
@@ -39,7 +41,7 @@ SHOWN_LINES = 20  # of a failed worker's output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python ray_jobs/train.py",
         description=__doc__,
         epilog=EXAMPLE,
@@ -54,16 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
     )
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
+    from spcl import early
+
     if arguments.list:
-        print(launch.list_known())
+        print(early.list_known())
         return 0
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
+    early.check_run(arguments)
     if arguments.workers == 0:
         from spcl.train import run  # imports torch
 
         return run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
+    from spcl import launch  # imports torch
+
     asked = launch.requests(arguments)
     if arguments.dry_run:
         from spcl.dry_run import describe
@@ -124,7 +131,7 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
             shutil.rmtree(launched, ignore_errors=True)
 
 
-def _fit(trainer: "TorchTrainer") -> Exception | None:
+def _fit(trainer: TorchTrainer) -> Exception | None:
     """Train to the end; returns Ray's error, if any.  KeyboardInterrupt on Ctrl-C and SIGTERM."""
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -168,13 +175,15 @@ class _Progress(threading.Thread):
     """Follows metrics.jsonl, which rank 0 writes, and draws the live line."""
 
     def __init__(self, run: RunFolder):
+        from spcl.telemetry import LiveLine
+
         super().__init__(daemon=True)
         self.path = run.folder / "metrics.jsonl"
         self.offset = self.path.stat().st_size if self.path.exists() else 0
         self.live = LiveLine()
         self.over = threading.Event()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> _Progress:
         self.start()
         return self
 

@@ -11,30 +11,23 @@ confusion matrices are kept in <experiment>/audit/, and a stopped audit goes on 
     audit.json      per validator and rung: Spearman, regret, rank of its pick, with intervals
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from spcl import atomic, cli
-from spcl.artefacts import verify
-from spcl.config import Config
-from spcl.data.catalog import open_data, prepare_streets
-from spcl.data.shards import ShardSet
 from spcl.errors import DataError, UserError
-from spcl.evaluate import evaluate
-from spcl.protocols import headline, score
-from spcl.recipe import choose_device, load_segmentor, set_up_torch
-from spcl.results.store import read_confusions, write_confusions
-from spcl.settings import digest
-from tune.experiment import ORACLE, Experiment, halves
-from tune.outputs import write_outputs
-from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spcl.config import Config
+    from spcl.data.shards import ShardSet
+    from tune.experiment import Experiment
 
 SCHEMA = 1
 
@@ -46,6 +39,10 @@ class Oracle:
     """Per-image confusion matrices (N, K, K) of artefacts on the evaluation split, kept on disk."""
 
     def __init__(self, experiment: Experiment, data: Path, storage: Path):
+        from spcl.data.catalog import open_data, prepare_streets
+        from spcl.recipe import choose_device, set_up_torch
+        from spcl.settings import digest
+
         self.config: Config = experiment.config()
         if not self.config.evaluation.wanted:
             raise UserError(
@@ -64,12 +61,18 @@ class Oracle:
         set_up_torch(self.config.train)
 
     def __call__(self, artefact: str) -> np.ndarray:
+        from spcl.results.store import read_confusions, write_confusions
+
         path = self.cache / f"{artefact}.parquet"
         if not path.is_file():
             write_confusions(path, *self._evaluate(artefact))
         return read_confusions(path)[1]
 
     def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
+        from spcl.artefacts import verify
+        from spcl.evaluate import evaluate
+        from spcl.recipe import load_segmentor
+
         folder = self.artefacts / artefact
         if not folder.is_dir():
             raise DataError(
@@ -84,6 +87,8 @@ class Oracle:
 
 def miou(matrices: np.ndarray, protocol: str) -> float:
     """The protocol's headline mean of confusion matrices (N, K, K), in [0, 1]."""
+    from spcl.protocols import headline, score
+
     return headline(score(matrices.sum(0), protocol)["means"])["value"]
 
 
@@ -100,6 +105,11 @@ def audit(
 
     data, storage: where they are now, if not where the search had them
     """
+    import numpy as np
+
+    from tune.experiment import ORACLE, Experiment, halves
+    from tune.trust import RESAMPLES, VALIDATORS, validators
+
     experiment = Experiment(folder)
     if experiment.reference is None or not experiment.done:
         raise UserError(f"nothing to audit: {experiment.name} has no finished job yet")
@@ -145,6 +155,9 @@ def audit(
 def _row(
     experiment: Experiment, record: dict[str, Any], matrices: np.ndarray, protocol: str
 ) -> dict[str, Any]:
+    from spcl.protocols import score
+    from tune.trust import VALIDATORS
+
     values = {name: record["validators"].get(name) for name in VALIDATORS[:-1]}
     return {
         "configuration": record["configuration"],
@@ -165,6 +178,10 @@ def gain(
 
     At the last rung that both have reached; interval over images, drawn for both alike.
     """
+    import numpy as np
+
+    from tune.trust import RESAMPLES, TAILS
+
     chosen, published = experiment.chosen, experiment.request["published"]
     if chosen is None:
         return None
@@ -226,6 +243,9 @@ def optimism(
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     buffer = pa.BufferOutputStream()
     table = pa.Table.from_pylist(list(rows)).replace_schema_metadata({"schema": str(SCHEMA)})
     pq.write_table(table, buffer, compression="zstd")
@@ -242,6 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="converted data, if moved since the search")
     parser.add_argument("--storage", type=Path, help="results, if moved since the search")
     arguments = parser.parse_args(argv)
+    from tune.experiment import Experiment
+
+    Experiment(arguments.experiment)  # is it one?  before the seconds that torch takes to load
+    from tune.outputs import write_outputs
+    from tune.trust import report_lines
+
     folder = arguments.experiment.resolve()
     _, summary = audit(
         folder, arguments.data, arguments.storage, lambda t: print(t, file=sys.stderr, flush=True)

@@ -24,7 +24,6 @@ from spcl.config import Config
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
 
-SAMPLERS = ("tpe", "random", "qmc")
 JOURNAL = "journal.log"
 LOCK = ".lock"  # of Optuna's journal backend
 

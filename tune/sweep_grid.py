@@ -5,23 +5,28 @@ cells of any two sweeps are one run.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from spcl.config import Config, load, operational_keys, parse_overrides
+from spcl.config import Config, load, operational_keys
 from spcl.data.catalog import open_data, prepare_streets
 from spcl.errors import ConfigError, UserError
+from spcl.layers import parse_overrides
 from spcl.results.store import RunFolder
 from spcl.settings import build, digest, flatten
 from spcl.stages import Stage, plan
-from tune.sweep_file import ARGUMENTS, SWEEPS, Row, SweepFile, read_sweep
+from tune.sweep_file import (
+    ARGUMENTS,
+    SWEEPS,
+    TINY,
+    TINY_FRACTION,
+    Row,
+    SweepFile,
+    overrides,
+    read_sweep,
+)
 
-TINY = "tiny"
-SCALES = ("full", TINY)
-TINY_FRACTION = 20  # a stage of --scale tiny is the first twentieth of its steps
 KEY_DIGITS = 12
 
 
@@ -150,15 +155,11 @@ def _config(
             benchmark,
             file.method,
             None,
-            [*_overrides(file.settings), *settings, *_overrides(row.settings)],
+            [*overrides(file.settings), *settings, *overrides(row.settings)],
         )
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from None
     return config if scale == "full" else shortened(config)
-
-
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def shortened(config: Config) -> Config:

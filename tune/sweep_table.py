@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from spcl import atomic
 from spcl.results.tables import interval
-from tune.sweep_file import Row
-from tune.sweep_grid import TINY_FRACTION, Sweep
+from tune.sweep_file import TINY_FRACTION, Row
+from tune.sweep_grid import Sweep
 
 MARK = "✓"
 NOTHING = "–"
