@@ -16,8 +16,9 @@ import yaml
 from clusters import environment, wait_until
 from conftest import MINI
 
-from spcl.config import CONFIGS, load
+from spcl.config import load
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS
 from spcl.lease import Lease
 from spcl.protocols import PROTOCOLS
 from spcl.results.store import RunFolder, read_confusions
