@@ -33,7 +33,7 @@ def guarded(
     try:
         if threading.current_thread() is threading.main_thread():
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if ignored
-                signal.signal(signal.SIGINT, _interrupt)
+                signal.signal(signal.SIGINT, interrupt)
         return main(argv)
     except (UserError, *expected) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,7 +49,7 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     """Raise KeyboardInterrupt; but end the process at once while a module loads.
 
     Modules in C swallow an exception that is raised in their import, turn it into another or abort.
@@ -65,7 +65,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def treat_sigterm_as_ctrl_c() -> None:
     """From now on SIGTERM, which ends a Ray job, raises KeyboardInterrupt."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 class Parser(argparse.ArgumentParser):
