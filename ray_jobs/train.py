@@ -1,5 +1,7 @@
 """Run a recipe under Ray Train: on this machine with nothing to start, in a cluster, as a job."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -14,16 +16,16 @@ from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
 from ray_jobs.group import stopped, worker_group
-from spcl import cli, launch
+from spcl import cli
 from spcl.errors import UserError
-from spcl.launch import Request
 from spcl.lease import Lease
-from spcl.results.store import RunFolder
-from spcl.telemetry import LiveLine
 
 if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.torch import TorchTrainer
+
+    from spcl.launch import Request
+    from spcl.results.store import RunFolder
 
 EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
@@ -40,7 +42,7 @@ SHOWN_LINES = 20  # of a failed worker's output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python ray_jobs/train.py",
         description=__doc__,
         epilog=EXAMPLE,
@@ -55,16 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
     )
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
+    from spcl import early
+
     if arguments.list:
-        print(launch.list_known())
+        print(early.list_known())
         return 0
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
+    early.check_run(arguments)
     if arguments.workers == 0:
         from spcl.train import run  # imports torch
 
         return run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
+    from spcl import launch  # imports torch
+
     asked = launch.requests(arguments)
     if arguments.dry_run:
         from spcl.dry_run import describe
@@ -127,7 +134,7 @@ def _train(request: Request, run: RunFolder, arguments: argparse.Namespace) -> N
             shutil.rmtree(launched, ignore_errors=True)
 
 
-def _fit(trainer: "TorchTrainer") -> "Result | Exception":
+def _fit(trainer: TorchTrainer) -> Result | Exception:
     """Train to the end; what came of it.  KeyboardInterrupt on Ctrl-C and SIGTERM.
 
     StorageError where Ray cannot write its own record of the launch.
@@ -173,13 +180,15 @@ class _Progress(threading.Thread):
     """Follows metrics.jsonl, which rank 0 writes, and draws the live line."""
 
     def __init__(self, run: RunFolder):
+        from spcl.telemetry import LiveLine
+
         super().__init__(daemon=True)
         self.path = run.folder / "metrics.jsonl"
         self.offset = self.path.stat().st_size if self.path.exists() else 0
         self.live = LiveLine()
         self.over = threading.Event()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> _Progress:
         self.start()
         return self
 

@@ -1,21 +1,20 @@
 """Run a recipe without Ray: plain Python, or `torchrun -m spcl.train` for several processes."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-
-from spcl import cli, distributed, launch
+from spcl import cli
 from spcl.errors import ConfigError, UserError
-from spcl.launch import Request
-from spcl.lease import Lease
-from spcl.recipe import Recipe, choose_device
-from spcl.results.store import RunFolder
-from spcl.telemetry import LiveLine, Telemetry
-from spcl.trainer import Report, Surroundings
+
+if TYPE_CHECKING:
+    from spcl.launch import Request
+    from spcl.telemetry import LiveLine
+    from spcl.trainer import Report
 
 EXAMPLE = """example:
   python -m spcl.train --benchmark streets --method spcl --seeds 0..4
@@ -30,6 +29,12 @@ def run_on_rank(
 
     A UserError goes to FAILED.json, too, and on.
     """
+    from spcl import distributed
+    from spcl.recipe import Recipe, choose_device
+    from spcl.results.store import RunFolder
+    from spcl.telemetry import Telemetry
+    from spcl.trainer import Surroundings
+
     run = RunFolder(request.storage / request.name)
     telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
     try:
@@ -42,7 +47,7 @@ def run_on_rank(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m spcl.train",
         description=__doc__,
         epilog=EXAMPLE,
@@ -50,9 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
+    from spcl import early
+
     if arguments.list:
-        print(launch.list_known())
+        print(early.list_known())
         return 0
+    early.check_run(arguments)
+    import torch  # seconds: after all that needs none
+    import torch.distributed as dist
+
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:  # torchrun
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -65,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
+    from spcl import distributed, launch
+    from spcl.lease import Lease
+    from spcl.results.store import RunFolder
+    from spcl.telemetry import LiveLine
+
     first, workers = distributed.rank() == 0, distributed.world_size()
     for given in arguments.settings:
         if given.startswith("train.workers=") and given != f"train.workers={workers}":

@@ -105,7 +105,7 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
     if not wanted:
         return
     from spcl.data.convert import convert
-    from spcl.data.streets import write_trees
+    from spcl.data.streets.trees import write_trees
 
     c = config.streets
     raw = root / "streets" / "raw"
