@@ -17,6 +17,7 @@ from spcl.cli import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 130
+SEARCH = "{schema: 1, objective: label_free, rungs: [], space: {}, config: {}}\n"  # a search.yaml
 #: Command line -> the first module it needs that takes long to load.
 COMMANDS = {
     "ray_jobs/train.py": "torch",
@@ -70,7 +71,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "store/mine").mkdir(parents=True)
     (folder / "store/mine/config.yaml").write_text("stages: [spcl]\n")
     (folder / "store/searches/mine").mkdir(parents=True)
-    (folder / "store/searches/mine/search.yaml").write_text("schema: 1\n")
+    (folder / "store/searches/mine/search.yaml").write_text(SEARCH)
     (folder / "raw").mkdir()
     (folder / "connect.py").write_text(CONNECT)
     names = {"RUN": "store/mine", "SEARCH": "store/searches/mine", "STORE": "store", "RAW": "raw"}

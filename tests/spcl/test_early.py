@@ -106,6 +106,7 @@ MISTAKES = {
     "spcl.data.streets.__main__": {"--siez 3x3": "option --siez is unknown; did you mean --size?"},
     "spcl.table": {"more": "unrecognized arguments: more; see --help"},
 }
+SEARCH = "{schema: 1, objective: label_free, rungs: [], space: {}, config: {}}\n"  # a search.yaml
 LINES = [
     *((command, "--help") for command in COMMANDS),
     ("spcl.train", "--list"),
@@ -124,7 +125,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "store/mine").mkdir(parents=True)
     (folder / "store/mine/config.yaml").write_text("stages: [adversarial, spcl]\n")
     (folder / "store/searches/mine").mkdir(parents=True)
-    (folder / "store/searches/mine/search.yaml").write_text("schema: 1\n")
+    (folder / "store/searches/mine/search.yaml").write_text(SEARCH)
     names = {"FILE": "mine.yaml", "SWEEP": "sweep.yaml", "STORE": "store"}
     return {word: str(folder / name) for word, name in names.items()}
 
