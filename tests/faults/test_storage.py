@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import searches
 from conftest import MINI
 from mini import TRAIN, assert_same_bits
 
@@ -22,7 +23,6 @@ from spcl.data.convert import convert, verify
 from spcl.errors import StorageError
 from spcl.results.store import RunFolder
 from spcl.train import main as train
-from tests.tune import searches
 from tune import sweep
 from tune.driver import Driver
 from tune.study import mend
