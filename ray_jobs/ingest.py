@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LABELLED = "train_labelled"
 DESCRIPTIONS = (".yaml", ".yml")
+LARGEST = "a file of more pixels is an error (default: {}, as Pillow)"
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ R = TypeVar("R")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     from spcl.data.datasets import DATASETS
     from spcl.data.encodings import ENCODINGS
+    from spcl.data.pictures import MAX_PIXELS
 
     parser = cli.Parser(
         prog="ray_jobs/ingest.py",
@@ -51,6 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", help="one split (default: all that are there)")
     add("--out", help="converted data, OUT/<dataset>/<split> (default: $SPCL_DATA, else ./data)")
     add("--name", help="the set's name where it only comes in the format of --dataset")
+    add("--licence", help="of the files, where --name says that they are another set")
     add("--workers", type=int, help="shards at a time (default: all CPUs); 0: without Ray")
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
     add("--on-mismatch", choices=("skip", "error"), default="skip", help=ON_MISMATCH)
@@ -58,6 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, metavar="FILE", help="convert only the images that FILE names")
     add("--drop-blank", action="store_true", help="leave out images of one colour")
     add("--with-labels", action="store_true", help=f"also write {LABELLED}: for oracles")
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=LARGEST.format(MAX_PIXELS))
     add("--overwrite", action="store_true", help="replace shards made from other files")
     add("--verify-golden", action="store_true", help="an error unless it is the whole release")
     add("--view", metavar="WxH", help="also write the images at a size to train at")
@@ -84,18 +88,15 @@ def find_dataset(given: str) -> Dataset:
 
 def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     """The splits to convert.  What a file system shows is enough; no file is opened."""
+    from spcl.data.listing import splits_there
     from spcl.settings import choose
 
     if arguments.split:
         splits = [choose(arguments.split, dataset.splits, f"split of {dataset.name}")]
     else:
-        plain = {name: split for name, split in dataset.splits.items() if not split.on_request}
-        there = [
-            name
-            for name, split in plain.items()
-            if any((arguments.root / place / split.images).is_dir() for place in dataset.roots)
-        ]
-        splits = there or list(plain)[:1]  # nothing there: let the conversion say what it misses
+        splits = splits_there(dataset, arguments.root)
+        if not splits:  # let the conversion say what it misses
+            splits = [name for name, one in dataset.splits.items() if not one.on_request][:1]
     if arguments.with_labels:
         if LABELLED not in dataset.splits or "train" not in splits:
             raise UserError(
@@ -175,6 +176,8 @@ def run(argv: Sequence[str] | None) -> int:
     dataset = find_dataset(arguments.dataset)
     if arguments.workers is not None and arguments.workers < 0:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
+    if arguments.max_pixels < 1:
+        raise UserError(f"--max-pixels must be at least 1, got {arguments.max_pixels}")
     if arguments.codec and not arguments.view:
         raise UserError("--codec says how a view is stored; give its size, too: --view 1280x720")
     size = parse_view(arguments.view) if arguments.view else None
@@ -212,6 +215,8 @@ def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: C
             golden=arguments.verify_golden,
             overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
+            max_pixels=arguments.max_pixels,
+            licence=arguments.licence,
         )
         print(describe(report), flush=True)
 

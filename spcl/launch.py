@@ -9,7 +9,15 @@ from pathlib import Path
 from spcl import cli, distributed
 from spcl.chosen_by import stored
 from spcl.config import Config, load, told
-from spcl.data.catalog import data_root, open_data, prepare_streets
+from spcl.data.catalog import (
+    check_streets,
+    data_root,
+    expect_data,
+    missing_data,
+    open_data,
+    prepare_streets,
+)
+from spcl.data.planned import refuse
 from spcl.early import check_name
 from spcl.errors import ConfigError
 from spcl.layers import parse_overrides
@@ -35,7 +43,10 @@ class Request:
 
 
 def requests(arguments: argparse.Namespace) -> list[Request]:
-    """The runs a command line asks for, checked as far as possible without starting anything."""
+    """The runs a command line asks for, checked as far as possible without starting anything.
+
+    A dry run writes nothing, and what data it lacks is no error.
+    """
     if arguments.name is not None:
         check_name(arguments.name)
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
@@ -43,8 +54,13 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
     check_weights(config.weights)
     data = data_root(arguments.data)
     storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)
-    prepare_streets(config, data, lambda text: print(text, file=sys.stderr, flush=True))
-    open_data(config, data)
+    if arguments.dry_run:
+        check_streets(config, data)
+        expect_data(config, data)
+    else:
+        refuse([split for split in missing_data(config, data) if not split.rendered], data)
+        prepare_streets(config, data, lambda text: print(text, file=sys.stderr, flush=True))
+        open_data(config, data)
     seeds = cli.parse_seeds(arguments.seeds)
     made = []
     for seed in seeds or [config.seed]:

@@ -35,7 +35,7 @@ class Stage:
     version: int
     seed: int
     settings: Mapping[str, Any]
-    data: Mapping[str, str]  # role -> fingerprint
+    data: Mapping[str, str | None]  # role -> fingerprint; None: the data are not there yet
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
     reader: str | None = None  # of a source pass: the method that it is made for
 
@@ -59,6 +59,11 @@ class Stage:
         }
 
     @property
+    def has_key(self) -> bool:
+        """Whether the data that it is made of are there; without, `key` names nothing."""
+        return None not in self.data.values() and all(s.has_key for s in self.inputs.values())
+
+    @property
     def progress(self) -> str:
         """Name of the folder of its checkpoints: the same for any number of steps.
 
@@ -74,11 +79,11 @@ class Stage:
         return f"{self.title.replace(' ', '-')}-{self.key[:16]}"
 
 
-def plan(config: Config, data: Mapping[str, str]) -> list[Stage]:
+def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
     """The stages of a recipe in the order they run: every evaluation after the last training.
 
-    data: fingerprints of the "source", "target" and "evaluation" splits.  Without an evaluation
-    split there is no evaluation.
+    data: fingerprints of the "source", "target" and "evaluation" splits, None of one that is not
+    there yet.  Without an evaluation split there is no evaluation.
     """
     network = _network_settings(config)
     stages: list[Stage] = []

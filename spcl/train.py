@@ -95,10 +95,11 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     if first:
         distributed.barrier()
     if arguments.dry_run:
-        if first:
-            from spcl.dry_run import describe
+        from spcl.dry_run import describe
 
-            print(describe(asked[0], workers))
+        text = describe(asked[0], workers)
+        if first:
+            print(text)
         return 0
     finished = []
     for request in asked:

@@ -35,7 +35,10 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
 def obvious_png(data: bytes) -> np.ndarray:
-    """(H, W, channels) of a PNG of 8 or 16 bits, not interlaced.  ValueError if it is no such."""
+    """(H, W, channels) of a PNG that isn't interlaced.  ValueError if it is no such.
+
+    Grey of fewer than 8 bits is no such: readers stretch it.
+    """
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         raise ValueError("signature")
     chunks, at = [], 8
@@ -48,11 +51,12 @@ def obvious_png(data: bytes) -> np.ndarray:
         chunks.append((kind, body))
         at += 12 + length
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[0][1])
-    if depth not in (8, 16) or interlaced:
+    if depth not in (8, 16) and (depth, colour) not in ((1, 3), (2, 3), (4, 3)) or interlaced:
         raise ValueError("form")
-    unit = CHANNELS[colour] * depth // 8
-    raw = zlib.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"))
-    stride = width * unit
+    unit = max(1, CHANNELS[colour] * depth // 8)
+    packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    raw = zlib.decompressobj().decompress(packed)  # its own end may be missing, as for libpng
+    stride = -(-width * CHANNELS[colour] * depth // 8)
     above = bytearray(stride)
     rows = []
     for y in range(height):
@@ -66,6 +70,15 @@ def obvious_png(data: bytes) -> np.ndarray:
             line[x] = line[x] + (0, a, b, (a + b) // 2, paeth)[raw[y * (stride + 1)]] & 255
         rows.append(line)
         above = line
+    if depth < 8:
+        values = [
+            [
+                line[x * depth // 8] >> (8 - depth - x * depth % 8) & 2**depth - 1
+                for x in range(width)
+            ]
+            for line in rows
+        ]
+        return np.array(values, np.uint8)[..., None]
     pixels = np.frombuffer(b"".join(rows), ">u2" if depth == 16 else "u1")
     return pixels.reshape(height, width, CHANNELS[colour])
 
@@ -218,6 +231,21 @@ def _replace_by_text(path: Path, rng: np.random.Generator) -> None:
 def _replace_by_folder(path: Path, rng: np.random.Generator) -> None:
     path.unlink()
     path.mkdir()
+
+
+def _replace_by_fifo(path: Path, rng: np.random.Generator) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _few_bits(path: Path, rng: np.random.Generator) -> None:
+    """A palette of few colours: Pillow packs it into fewer bits, the ids stay what they are."""
+    pixels = np.array(Image.open(path))
+    few = Image.fromarray(pixels % int(rng.choice([2, 3, 12]))) if pixels.ndim == 2 else None
+    if few is None:
+        return _change_mode(path, rng)
+    few.putpalette(trees.GTA5_PALETTE[:12].tobytes())
+    few.save(path)
 
 
 def _dangle(path: Path, rng: np.random.Generator) -> None:

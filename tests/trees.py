@@ -79,17 +79,36 @@ def save(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> N
 
 def save_rgb16(path: Path, pixels: np.ndarray) -> None:
     """(H, W, 3) uint16 as a 16-bit PNG, which Pillow cannot write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     height, width, _ = pixels.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    save_png(path, (width, height, 16, 2, 0, 0, 0), rows)
+
+
+def packed_rows(pixels: np.ndarray, depth: int) -> bytes:
+    """(H, W) uint8 below 2**depth as the rows of a PNG of `depth` bits, unfiltered."""
+    bits = np.unpackbits(pixels[..., None], axis=2)[..., -depth:]
+    packed = np.packbits(bits.reshape(len(pixels), -1), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in packed)
+
+
+def save_grey_of_few_bits(path: Path, pixels: np.ndarray, depth: int) -> None:
+    """(H, W) uint8 below 2**depth as grey of 1, 2 or 4 bits, which Pillow cannot write."""
+    height, width = pixels.shape
+    save_png(path, (width, height, depth, 0, 0, 0, 0), packed_rows(pixels, depth))
+
+
+def save_png(path: Path, header: tuple[int, ...], rows: bytes, *more: tuple[bytes, bytes]) -> None:
+    """A PNG by its parts.  header: the seven fields; more: chunks before the pixels."""
+    body = b"".join(map(png_chunk, *zip(*more, strict=True))) if more else b""
+    start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header))
+    end = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(start + body + end)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def gta5_tree(root: Path, n: int = 4, size: tuple[int, int] = (256, 144), seed: int = 0) -> Path:

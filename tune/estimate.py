@@ -1,14 +1,17 @@
-"""What a search would cost: its jobs, the stages they share, device-hours from a timed step."""
+"""What a search would cost: jobs, steps, memory, and device-hours where a step is timed."""
 
+import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from spcl.artefacts import ArtefactStore
 from spcl.config import Config
 from spcl.data.batch import Batch
-from spcl.data.catalog import open_data
-from spcl.dry_run import memory
+from spcl.data.catalog import expect_data
+from spcl.data.planned import Planned, count_classes, last_lines
+from spcl.dry_run import key_columns, mebibytes, memory
 from spcl.methods import METHODS
 from spcl.recipe import choose_device, new_segmentor, set_up_torch
 from spcl.stages import plan
@@ -20,19 +23,31 @@ from tune.rungs import added_steps, at_rung, expected_jobs
 HOUR = 3600
 CPU_MEMORY = 2 * 2**30  # bytes; a step that needs more is timed with one image
 TIMED_STEPS = 4
+UNTIMED = "no step was timed (--time tells device-hours of this machine)"
 
 
-def describe(search: Search) -> str:
-    """Space, rungs, jobs, shared stages, device-hours; trains a few steps on random numbers."""
+def is_timed(config: Config, asked: bool) -> bool:
+    """Whether a dry run times steps: on a GPU always, on a CPU, which takes long, if asked to."""
+    return asked or (torch.cuda.is_available() and config.train.device != "cpu")
+
+
+def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
+    """Space, rungs, jobs, steps, memory, shared stages; device-hours if `timed`; what is missing.
+
+    missing  splits that the search needs and that are not there
+    """
     config = search.config
+    closed = at_rung(config, search.rungs[-1])
+    splits = expect_data(closed, search.data)
+    budget = "?" if search.label_budget is None else search.label_budget
     lines = [
         f"search {search.name} in {search.folder}",
         f"objective {search.objective}, "
-        f"{search.label_budget} labelled target images; {search.trials} configurations, "
+        f"{budget} labelled target images; {search.trials} configurations, "
         f"sampler {search.sampler}, seed {search.seed}",
-        "",
     ]
-    lines.append(f"{'parameter':<34}{'default':>12}   searched")
+    lines += [f"{role:<11}{s}" for role, s in splits.items() if isinstance(s, Planned)]
+    lines += ["", f"{'parameter':<34}{'default':>12}   searched"]
     defaults = search.space.defaults(config)
     for p in search.space.parameters:
         span = list(p.choices) or f"[{p.low:g}, {p.high:g}]{' log' if p.log else ''}"
@@ -41,50 +56,74 @@ def describe(search: Search) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"{p.name:<34}{shown:>12}   {span}{note}")
 
-    closed = at_rung(config, search.rungs[-1])
-    shards = open_data(closed, search.data)
-    stages = plan(closed, {role: s.fingerprint for role, s in shards.items()})
+    stages = plan(closed, {role: s.fingerprint for role, s in splits.items()})
     store = ArtefactStore(search.storage)
     lines += ["", f"{'shared stage':<34}{'key':<18}{'stored':<8}"]
     for stage in stages:
         if not touched(stage, search.shared):
-            stored = "yes" if store.has(stage) else "no"
-            lines.append(f"{stage.title:<34}{stage.key[:16]:<18}{stored:<8}")
+            lines.append(f"{stage.title:<34}{key_columns(stage, store)}")
 
-    set_up_torch(config.train)
-    classes = len(shards["source"].class_names)
-    seconds = {name: step_seconds(closed, name, classes, search.devices) for name in closed.stages}
-    lines += ["", f"{'rung':<24}{'jobs':>6}{'steps a job':>13}{'device-hours':>14}"]
-    whole = 0.0
+    classes = count_classes(splits.values())
+    need: dict[str, int] = {}  # by stage, as `seconds`; both empty if the classes are unknown
+    seconds: dict[str, float] = {}
+    for name in closed.stages if classes else ():
+        need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
+    if timed and classes:
+        set_up_torch(config.train)
+        seconds = {n: step_seconds(closed, n, classes, search.devices) for n in closed.stages}
+
+    def hours(steps: Mapping[str, int]) -> float:
+        return sum(steps[n] * seconds.get(n, 0.0) for n in steps) * search.devices / HOUR
+
+    def costs(steps: Mapping[str, int], jobs: int) -> str:
+        """The last columns of a row; the memory is that of the stage that needs most."""
+        spent = f"{jobs * hours(steps):>14.2f}" if seconds else ""
+        if not steps:  # all is stored
+            return spent
+        most = max(need[n] for n in steps if steps[n]) if need else None
+        return f"{spent}{mebibytes(most):>12}"
+
+    head = f"{'device-hours':>14}" if seconds else ""
+    lines += ["", f"{'rung':<24}{'jobs':>6}{'steps a job':>13}{head}{'MiB/worker':>12}"]
     jobs = expected_jobs(search.trials, len(search.rungs), search.eta)
-    for index, (rung, count) in enumerate(zip(search.rungs, jobs, strict=True)):
-        steps = added_steps(search.rungs, index, search.shared)
-        each = sum(steps[name] * seconds[name] for name in steps)
-        hours = count * each * search.devices / HOUR
-        whole += hours
-        lines.append(f"{rung.name:<24}{count:>6}{sum(steps.values()):>13}{hours:>14.2f}")
-    shared = sum(
-        config.of(stage.method).steps * seconds[stage.method]
+    rungs = [added_steps(search.rungs, index, search.shared) for index in range(len(jobs))]
+    for rung, steps, count in zip(search.rungs, rungs, jobs, strict=True):
+        lines.append(f"{rung.name:<24}{count:>6}{sum(steps.values()):>13}{costs(steps, count)}")
+    shared = {
+        stage.method: config.of(stage.method).steps
         for stage in stages
-        if stage.method in search.shared and not store.has(stage)
-    )
-    hours = shared * search.devices / HOUR
-    lines.append(f"{'shared':<24}{'':>6}{'':>13}{hours:>14.2f}")
-    lines.append(
-        f"{sum(jobs)} jobs, {whole + hours:.2f} device-hours of training on this machine's "
-        f"{choose_device(config.train, 0).type} (a step was timed on random numbers; loading and "
-        "validation come on top); nothing was started"
-    )
-    return "\n".join(lines)
+        if stage.method in search.shared and not (stage.has_key and store.has(stage))
+    }
+    lines.append(f"{'shared':<24}{'':>6}{'':>13}{costs(shared, 1)}")
+    parts = [*zip(rungs, jobs, strict=True), (shared, 1)]
+    if seconds:
+        total = sum(count * hours(steps) for steps, count in parts)
+        told = f"{total:.2f} device-hours of training {timed_on(config)}; loading and validation"
+        told += " come on top"
+    else:
+        total = sum(count * sum(steps.values()) for steps, count in parts)
+        told = f"{total} steps of training; {UNTIMED}"
+    lines.append(f"{sum(jobs)} jobs, {told}; nothing was started")
+    return "\n".join([*lines, *last_lines(missing, search.data)])
+
+
+def timed_on(config: Config) -> str:
+    """What the hours of a dry run were made from."""
+    device = choose_device(config.train, 0).type
+    return f"on this machine's {device} (the fastest of {TIMED_STEPS} steps on random numbers)"
 
 
 def step_seconds(config: Config, name: str, classes: int, devices: int) -> float:
     """Seconds of one step of a stage on this machine's device, its share of the batch."""
     device = choose_device(config.train, 0)
     batch = max(1, config.batch_of(name) // devices)
-    if device.type == "cpu" and memory(config, name, batch, classes) > CPU_MEMORY:
-        return batch * _timed(config, name, classes, 1, device)
-    return _timed(config, name, classes, batch, device)
+    small = device.type == "cpu" and memory(config, name, batch, classes) > CPU_MEMORY
+    images = 1 if small else batch
+    what = (
+        f"{TIMED_STEPS} steps of {name} on this machine's {device.type}, {images} image(s) a domain"
+    )
+    print(f"timing {what}, random numbers", file=sys.stderr, flush=True)
+    return batch / images * _timed(config, name, classes, images, device)
 
 
 def _timed(config: Config, name: str, classes: int, batch: int, device: torch.device) -> float:

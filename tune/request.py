@@ -11,7 +11,7 @@ from spcl.chosen_by import ChosenBy
 from spcl.commit import commit
 from spcl.config import Config, differences, from_dict
 from spcl.data.catalog import roles
-from spcl.data.shards import ShardSet
+from spcl.data.planned import count_images, find_split
 from spcl.errors import ConfigError, UserError
 from spcl.settings import dump_yaml, flatten
 from tune.experiment import ORACLE, REFERENCE, SEARCHES, read_request
@@ -58,11 +58,12 @@ class Search:
         return few_label_count(self.objective)
 
     @property
-    def label_budget(self) -> int:
-        """Labelled target images that the objective reads."""
+    def label_budget(self) -> int | None:
+        """Labelled target images that the objective reads; None: unknown, in a dry run."""
         if self.objective == ORACLE:
-            section = self.config.evaluation
-            return len(ShardSet(self.data / section.dataset / section.split)) // 2
+            at = self.config.evaluation
+            count = count_images(find_split(self.data, at.dataset, at.split, self.config.streets))
+            return None if count is None else count // 2
         return self.few_label
 
     @property
@@ -195,8 +196,9 @@ def few_label_count(objective: str) -> int:
 def with_holdout(config: Config, data: Path) -> Config:
     """The config with source images held out: as it says, else 256, at most a tenth of all."""
     dataset, split = roles(config)["source"]
-    count = len(ShardSet(data / dataset / split))
-    held = config.source.holdout or min(HOLDOUT, count // HOLDOUT_SHARE)
+    count = count_images(find_split(data, dataset, split, config.streets))
+    most = HOLDOUT if count is None else min(HOLDOUT, count // HOLDOUT_SHARE)
+    held = config.source.holdout or most
     if held < 1:
         raise UserError(
             f"a search validates on held-out source images, but {dataset}/{split} has only {count}"
@@ -207,12 +209,11 @@ def with_holdout(config: Config, data: Path) -> Config:
 def check_objective(objective: str, config: Config, data: Path) -> None:
     """UserError where the labels that an objective needs are not there."""
     if few_label_count(objective):
-        folder = data / config.target.dataset / LABELLED_SPLIT
-        if not (folder / "manifest.json").is_file() or not ShardSet(folder).labelled:
+        split = find_split(data, config.target.dataset, LABELLED_SPLIT, config.streets)
+        if split.labelled is False:
             raise UserError(
-                f"{objective} reads labelled target images in {folder}, but there are none; "
-                f"convert them with: python ray_jobs/ingest.py --dataset {config.target.dataset} "
-                f"--root DIR --out {data} --split {LABELLED_SPLIT}"
+                f"{objective} reads labelled target images, but those in {split.folder} have no "
+                "labels; convert them again from files with labels, or take another objective"
             )
     if objective == ORACLE and not config.evaluation.wanted:
         raise UserError(f"{objective} reads the evaluation split, but evaluation.dataset=none")

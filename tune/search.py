@@ -16,8 +16,11 @@ from spcl.errors import UserError
 from spcl.lease import Lease
 
 if TYPE_CHECKING:
+    from spcl.config import Config
+    from spcl.data.planned import Planned
     from tune.experiment import Experiment
     from tune.request import Search
+    from tune.rungs import Rung
 
 EXAMPLE = """examples:
   python tune/search.py                                        16 configurations of SPCL on streets
@@ -58,10 +61,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--final-seeds", type=int, default=0, metavar="N", help="train the picks with N seeds")
     add("--audit", metavar="EXPERIMENT", help="judge a finished search by the target's labels")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
     cli.add_places(parser)
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings, e.g. train.threads=1")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.time and not arguments.dry_run:
+        raise UserError("--time is of a dry run; add --dry-run")
     for name, least in (
         ("trials", 1), ("eta", 2), ("seed", 0), ("devices_per_trial", 1),
         ("max_failures", 0), ("final_seeds", 0),
@@ -93,9 +99,19 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def resolve(arguments: argparse.Namespace) -> Search:
-    """The search that is asked for, checked as far as possible without starting anything."""
+    """The search that is asked for, checked as far as possible without starting anything.
+
+    A dry run writes nothing, and what data it lacks is no error.
+    """
     from spcl.config import load
-    from spcl.data.catalog import data_root, open_data, prepare_streets
+    from spcl.data.catalog import (
+        check_streets,
+        data_root,
+        expect_data,
+        open_data,
+        prepare_streets,
+    )
+    from spcl.data.planned import refuse
     from spcl.early import check_name
     from spcl.launch import check_batches
     from tune.request import Search, check_objective, few_label_count, with_holdout
@@ -109,9 +125,15 @@ def resolve(arguments: argparse.Namespace) -> Search:
     space = load_space(arguments.space or config.method, config)
     rungs = ladder(config, space.keys)
     check_batches(config, arguments.devices_per_trial)
-    prepare_streets(config, data, _say)
+    missing = missing_splits(arguments, config, rungs, data)
+    if arguments.dry_run:
+        check_streets(config, data)
+    else:
+        refuse([split for split in missing if not split.rendered], data)
+        prepare_streets(config, data, _say)
     config = with_holdout(config, data)
-    open_data(at_rung(config, rungs[-1]), data)
+    read = expect_data if arguments.dry_run else open_data
+    read(at_rung(config, rungs[-1]), data)
     check_objective(arguments.objective, config, data)
     objective = arguments.objective.replace(":", "-")
     name = arguments.name or f"{config.benchmark}-{config.method}-{objective}-s{arguments.seed}"
@@ -135,20 +157,44 @@ def resolve(arguments: argparse.Namespace) -> Search:
     )
 
 
+def missing_splits(
+    arguments: argparse.Namespace, config: Config, rungs: Sequence[Rung], data: Path
+) -> list[Planned]:
+    """What a search reads and is not there.  Of the evaluation split: only if it is scored on."""
+    from spcl.data.catalog import missing_data
+    from tune.jobs import LABELLED_SPLIT
+    from tune.request import few_label_count
+    from tune.rungs import at_rung
+
+    scored = arguments.final_seeds or _is_audited(arguments.objective, config)
+    read = config if scored else at_rung(config, rungs[-1])
+    labelled = [(config.target.dataset, LABELLED_SPLIT)]
+    return missing_data(read, data, labelled if few_label_count(arguments.objective) else ())
+
+
+def _is_audited(objective: str, config: Config) -> bool:
+    """Whether a search ends with an audit: it must say how optimistic an oracle is."""
+    from spcl.data.planned import STREETS
+    from tune.experiment import ORACLE
+
+    embedded = config.source.dataset.startswith(STREETS) and config.evaluation.wanted
+    return embedded or objective == ORACLE
+
+
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
     if arguments.audit:
         return _audit(find_experiment(arguments.audit, arguments.storage))
     cluster.check_job_paths(arguments, "tune/search.py")
     check(arguments)
-    from spcl.data.catalog import STREETS
-    from tune.experiment import ORACLE, Experiment
+    from tune.experiment import Experiment
 
     search = resolve(arguments)
     if arguments.dry_run:
-        from tune.estimate import describe
+        from tune.estimate import describe, is_timed
 
-        print(describe(search))
+        missing = missing_splits(arguments, search.config, search.rungs, search.data)
+        print(describe(search, missing, is_timed(search.config, arguments.time)))
         return 0
     with Lease(search.folder):
         search.open()
@@ -157,8 +203,7 @@ def run(argv: Sequence[str] | None) -> int:
     _show(experiment)
     if arguments.final_seeds:
         _train_picks(experiment, arguments)
-    embedded = search.config.source.dataset.startswith(STREETS) and search.config.evaluation.wanted
-    if embedded or search.objective == ORACLE:  # which must say how optimistic it is
+    if _is_audited(search.objective, search.config):
         return _audit(search.folder)
     return 0
 

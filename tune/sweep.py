@@ -45,10 +45,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, metavar="N", help="cells at a time, at most; 0: without Ray")
     add("--workers-per-cell", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
+    add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
     cli.add_places(parser)
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings of every row")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.time and not arguments.dry_run:
+        raise UserError("--time is of a dry run; add --dry-run")
     if arguments.workers_per_cell < 1:
         raise UserError(f"--workers-per-cell must be at least 1, got {arguments.workers_per_cell}")
     if arguments.workers is not None and arguments.workers < 0:
@@ -85,14 +88,16 @@ def run(argv: Sequence[str] | None) -> int:
         _say,
         name=arguments.name,
         workers=arguments.workers_per_cell,
+        dry_run=arguments.dry_run,
         base=arguments.config,
     )
     for cell in sweep.distinct:
         check_batches(cell.config, arguments.workers_per_cell)
     if arguments.dry_run:
+        from tune.estimate import is_timed
         from tune.sweep_estimate import describe
 
-        print(describe(sweep))
+        print(describe(sweep, is_timed(sweep.distinct[0].config, arguments.time)))
         return 0
     with Lease(sweep.folder):
         return _make(sweep, arguments)

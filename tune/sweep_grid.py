@@ -11,7 +11,14 @@ from pathlib import Path
 
 from spcl.chosen_by import ChosenBy
 from spcl.config import Config, load, operational_keys
-from spcl.data.catalog import open_data, prepare_streets
+from spcl.data.catalog import (
+    check_streets,
+    expect_data,
+    missing_data,
+    open_data,
+    prepare_streets,
+)
+from spcl.data.planned import Planned, count_classes, refuse
 from spcl.errors import ConfigError, UserError
 from spcl.layers import parse_overrides, read_config
 from spcl.results.store import RunFolder
@@ -38,7 +45,7 @@ class Cell:
     config: Config
     stages: tuple[Stage, ...]
     runs: Path  # the folder that holds its run's folder
-    classes: int
+    classes: int | None  # None: unknown, of data that are not there yet
 
     @property
     def name(self) -> str:
@@ -61,7 +68,11 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What was asked for.  cells: by row name and seed; equal cells are the same object."""
+    """What was asked for.
+
+    cells    by row name and seed; equal cells are the same object
+    missing  the splits that are not there, in a dry run; of others there are none
+    """
 
     name: str
     file: SweepFile
@@ -72,6 +83,7 @@ class Sweep:
     data: Path
     storage: Path
     cells: Mapping[tuple[str, int], Cell]
+    missing: tuple[Planned, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -99,12 +111,14 @@ def resolve(
     *,
     name: str | None = None,
     workers: int = 1,
+    dry_run: bool = False,
     base: Path | None = None,
 ) -> Sweep:
     """The sweep that is asked for, with all data checked.  UserError.
 
     settings  of the command line: they hold for all rows and must not be what the rows vary
     workers   of each cell
+    dry_run   nothing is written, and what data it lacks is no error
     base      a config file that all rows begin from, e.g. a search's best.yaml
     """
     file = read_sweep(path)
@@ -129,18 +143,30 @@ def resolve(
     usual = f"{plain}-{digest(told)[:8]}" if told else plain
     runs = storage if scale == "full" else storage / SWEEPS / TINY
     made: dict[tuple[str, int], Cell] = {}
+    configs: dict[str, Config] = {}
+    missing: dict[str, Planned] = {}
     for row in file.rows:
         given_here = [*settings, f"train.workers={workers}"]
         config = _config(file, row, benchmark, scale, given_here, base)
         if not config.evaluation.wanted:
             raise UserError("a sweep compares scores: evaluation.dataset must be a labelled set")
-        prepare_streets(config, data, say)
-        shards = open_data(config, data)
+        configs[row.name] = config
+        missing |= {split.name: split for split in missing_data(config, data)}
+    if not dry_run:
+        refuse([split for split in missing.values() if not split.rendered], data)
+    for row in file.rows:
+        config = configs[row.name]
+        if dry_run:
+            check_streets(config, data)
+            shards = expect_data(config, data)
+        else:
+            prepare_streets(config, data, say)
+            shards = open_data(config, data)
         fingerprints = {role: split.fingerprint for role, split in shards.items()}
         for seed in seeds:
             seeded = dataclasses.replace(config, seed=seed)
             stages = tuple(plan(seeded, fingerprints))
-            classes = len(shards["source"].class_names)
+            classes = count_classes(shards.values())
             made[row.name, seed] = Cell(seeded, stages, runs, classes)
     cells = _united(made)
     if len(file.rows) > 1 and len({cells[row.name, seeds[0]].name for row in file.rows}) == 1:
@@ -158,6 +184,7 @@ def resolve(
         data=data,
         storage=storage,
         cells=cells,
+        missing=tuple(missing.values()) if dry_run else (),
     )
 
 

@@ -1,7 +1,8 @@
 """Where converted splits lie: <data>/<dataset>/<split>, `streets` made there on first use."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -9,13 +10,24 @@ import numpy as np
 
 from spcl import protocols
 from spcl.config import Config
+from spcl.data.planned import (
+    FORMATS,
+    RENDERED,
+    STREETS,
+    Planned,
+    Split,
+    count_images,
+    find_split,
+    is_there,
+    plan_split,
+    refuse,
+)
 from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError, UserError
 from spcl.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STREETS = "streets/"
 
 
 def data_root(given: str | None) -> Path:
@@ -35,41 +47,86 @@ def roles(config: Config) -> dict[str, tuple[str, str]]:
 
 def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     """The splits of a recipe by role; milliseconds.  DataError says what is missing or unfit."""
-    shards = {}
-    for role, (dataset, split) in roles(config).items():
+    refuse(missing_data(config, root), root)
+    return expect_data(config, root)
+
+
+def missing_data(config: Config, root: Path, more: Iterable[tuple[str, str]] = ()) -> list[Planned]:
+    """The splits of a recipe that are not there, and those of `more`, (dataset, split), likewise.
+
+    `streets` is among them until `prepare_streets` has rendered it.
+    """
+    wanted = dict.fromkeys([*_named(config).values(), *more])
+    return [
+        plan_split(root, dataset, split, config.streets)
+        for dataset, split in wanted
+        if not is_there(root / dataset / split)
+    ]
+
+
+def _named(config: Config) -> dict[str, tuple[str, str]]:
+    """`roles`; DataError where one names no dataset."""
+    for role, (dataset, _) in roles(config).items():
         if not dataset:
             raise DataError(f"{role}.dataset is empty; the benchmark's file should name it")
-        shards[role] = ShardSet(root / dataset / split)
-    if config.source.holdout and "source" in shards:
-        shards["source"] = split_source(config, shards["source"])[0]
+    return roles(config)
+
+
+def expect_data(config: Config, root: Path) -> dict[str, Split]:
+    """`open_data` for a dry run: what is not there yet is stood for by what is known of it.
+
+    DataError where the data could not be used as far as that can be told already.
+    """
+    splits = {role: find_split(root, *at, config.streets) for role, at in _named(config).items()}
+    if config.source.holdout and "source" in splits:
+        splits["source"] = _without_holdout(config, splits["source"])
+    _check(config, splits)
+    return splits
+
+
+def _without_holdout(config: Config, source: Split) -> Split:
+    if not isinstance(source, Planned):
+        return split_source(config, source)[0]
+    check_holdout(config, source)
+    return dataclasses.replace(source, held_out=config.source.holdout)
+
+
+def _check(config: Config, splits: Mapping[str, Split]) -> None:
+    """Whether the splits of a recipe go together."""
     for role in ("source", "evaluation"):
-        if role in shards and not shards[role].labelled:
-            raise DataError(f"{role} data must be labelled, but {shards[role].folder} is not")
-    labelled = [split for split in shards.values() if split.labelled]
+        if role in splits and splits[role].labelled is False:
+            raise DataError(f"{role} data must be labelled, but {splits[role].folder} is not")
+    labelled = [split for split in splits.values() if split.labelled]
     for split in labelled[1:]:
         check_same_classes(labelled[0].name, labelled[0].class_names, split)
-    if "source" in shards:
-        check_absent(shards["source"], config.model.absent)
-    if "evaluation" in shards:
-        scored = shards["evaluation"]
+    if isinstance(splits.get("source"), ShardSet):  # the labels of others are not known
+        check_absent(splits["source"], config.model.absent)
+    if "evaluation" in splits:
+        scored = splits["evaluation"]
         check_native(scored)
-        protocols.check_classes(config.evaluation.protocol, scored.class_names, scored.name)
-    return shards
+        if scored.class_names is not None:
+            protocols.check_classes(config.evaluation.protocol, scored.class_names, scored.name)
 
 
 def split_source(config: Config, source: ShardSet) -> tuple[ShardSet, ShardSet]:
     """The source images to train on, and the held-out ones, chosen by hash."""
+    check_holdout(config, source)
     held = hash_chosen(source.sample_ids, config.source.holdout, "holdout")
-    if len(held) == len(source):
-        raise DataError(
-            f"source.holdout must leave images to train on, but {source.name} has {len(source)} "
-            f"and {config.source.holdout} are to be held out"
-        )
     rest = np.setdiff1d(np.arange(len(source)), held)
     return source.subset(rest), source.subset(held)
 
 
-def check_same_classes(name: str, class_names: Sequence[str], split: ShardSet) -> None:
+def check_holdout(config: Config, source: Split) -> None:
+    """DataError where nothing would be left to train on."""
+    images = count_images(source)
+    if images is not None and config.source.holdout >= images:
+        raise DataError(
+            f"source.holdout must leave images to train on, but {source.name} has {images} "
+            f"and {config.source.holdout} are to be held out"
+        )
+
+
+def check_same_classes(name: str, class_names: Sequence[str], split: Split) -> None:
     """DataError unless a split has these classes, in this order: those of the set `name`."""
     for number, (one, other) in enumerate(zip_longest(class_names, split.class_names)):
         if one != other:
@@ -90,9 +147,10 @@ def check_absent(split: ShardSet, absent: tuple[int, ...]) -> None:
         )
 
 
-def check_native(split: ShardSet) -> None:
+def check_native(split: Split) -> None:
     """DataError where a split is resized: nothing may be scored at another size than its own."""
-    if split.metadata["view"] is not None:
+    view = split.view if isinstance(split, Planned) else split.metadata["view"]
+    if view is not None:
         raise DataError(
             f"evaluation is at the files' own resolution, but {split.folder} is a derived view; "
             f"use the split it was made from"
@@ -101,14 +159,11 @@ def check_native(split: ShardSet) -> None:
 
 def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> None:
     """Render and convert `streets` where a recipe reads it and it is not there yet."""
-    wanted = {name for name, _ in roles(config).values() if name.startswith(STREETS)}
-    if not wanted:
+    if not _reads_streets(config):
         return
     from spcl.data.convert import convert
-    from spcl.data.streets.trees import write_trees
 
-    c = config.streets
-    raw = root / "streets" / "raw"
+    raw = root / STREETS / "raw"
     try:
         raw.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,6 +173,30 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
         ) from None
     if not (raw / "streets.json").is_file():
         say(f"rendering the streets benchmark into {raw}")
+    _render(config, raw)
+    for name, split in RENDERED:
+        out = root / name / split
+        if not is_there(out):
+            say(f"converting {name}/{split}")
+            convert(FORMATS[name], raw / FORMATS[name], out, split=split, name=name)
+
+
+def check_streets(config: Config, root: Path) -> None:
+    """DataError where `streets` is there and is another than a recipe asks for; writes nothing."""
+    raw = root / STREETS / "raw"
+    if _reads_streets(config) and raw.exists():
+        _render(config, raw)
+
+
+def _reads_streets(config: Config) -> bool:
+    return any(dataset.startswith(STREETS) for dataset, _ in roles(config).values())
+
+
+def _render(config: Config, raw: Path) -> None:
+    """Write the raw files of `streets`, or see that those there are the same."""
+    from spcl.data.streets.trees import write_trees
+
+    c = config.streets
     write_trees(
         raw,
         world=c.world,
@@ -127,12 +206,3 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
         height=c.size[0],
         width=c.size[1],
     )
-    for dataset, tree, name, split in (
-        ("gta5", "gta5", "streets/sim", "train"),
-        ("cityscapes", "cityscapes", "streets/real", "train"),
-        ("cityscapes", "cityscapes", "streets/real", "val"),
-    ):
-        out = root / name / split
-        if not (out / "manifest.json").is_file():
-            say(f"converting {name}/{split}")
-            convert(dataset, raw / tree, out, split=split, name=name)

@@ -19,7 +19,14 @@ from spcl.data.datasets import Dataset, LabelFiles, Split
 from spcl.data.encodings import COLOR, ENCODINGS, from_colors
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
 from spcl.data.listing import ERROR, NOTE, SKIP, Problem, Sample
-from spcl.data.pictures import Picture, as_rgb8, read_picture
+from spcl.data.pictures import (
+    BESIDES_PIXELS,
+    MAX_PIXELS,
+    Picture,
+    as_rgb8,
+    other_than_a_file,
+    read_picture,
+)
 from spcl.errors import DataError
 
 BLANK_STD = 1.0  # an image whose every channel varies less is a constant one
@@ -29,7 +36,11 @@ SHOWN_IDS = 5  # unknown ids that a message names
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of one conversion share.  labels: the kind that is used; None writes none."""
+    """What all tasks of one conversion share.
+
+    labels      the kind that is used; None writes none
+    max_pixels  a file of more is refused
+    """
 
     dataset: Dataset
     split: Split
@@ -39,6 +50,7 @@ class Job:
     metadata: dict[str, Any]
     on_mismatch: str
     drop_blank: bool
+    max_pixels: int = MAX_PIXELS
 
     @property
     def num_classes(self) -> int:
@@ -58,9 +70,9 @@ class Read(NamedTuple):
     classes: tuple[int, ...] = ()
 
 
-def _open(root: str, path: str, problems: list[Problem]) -> Picture | None:
+def _open(job: Job, path: str, problems: list[Problem]) -> Picture | None:
     try:
-        return read_picture(root, path)
+        return read_picture(job.root, path, job.max_pixels)
     except DataError as error:
         problems.append(Problem("damaged_file", ERROR, (path,), str(error)))
         return None
@@ -91,21 +103,43 @@ def _encoding_message(job: Job, picture: Picture) -> str:
     """A label file is of another form than its dataset's: likely why, and what to do."""
     kind = job.labels
     expected = " or ".join(ENCODINGS[name].words for name in kind.encodings)
-    if "png16:RGB" in kind.encodings and picture.form[0] == 8:
+    depth, colour = picture.form
+    found = f"{picture.path} is {picture.words}, expected {expected}"
+    if 0 < depth < 8 and colour == 0:
+        return (
+            f"{found}: readers stretch its values to 0..255; divide what Pillow reads by "
+            f"{255 // (2**depth - 1)} and save it as 8-bit grey PNG"
+        )
+    fitting = _fitting_encoding(job, picture)
+    if fitting:
+        option = f"--label-encoding {fitting}"
+        if job.dataset.described_in:
+            option = f"labels.encoding: {fitting} in {job.dataset.described_in}"
+        merged = " (license plates will merge with car)" if fitting == COLOR else ""
+        return f"{found}; extract the original labels, or read these with {option}{merged}"
+    if "png16:RGB" in kind.encodings and depth == 8:
         return (
             f"{job.dataset.name} label {picture.path} decoded to a single class (0). {expected} "
             f"expected; got {picture.words}. Did another tool re-save the labels? Is this another "
             f"set of the same name?"
         )
-    if job.dataset.palette is not None and picture.form[1] in (2, 6):
-        return (
-            f"{picture.path} is {picture.words}, expected {expected}; extract the original labels, "
-            f"or pass --label-encoding color (license plates will merge with car)"
-        )
-    return (
-        f"{picture.path} is {picture.words}, expected {expected} of {kind.space}; did another tool "
-        f"save it again? extract the original labels"
-    )
+    return f"{found} of {kind.space}; did another tool save it again? extract the original labels"
+
+
+def _fitting_encoding(job: Job, picture: Picture) -> str | None:
+    """The encoding by which this file holds two ids or more of the table, and no other."""
+    palette = job.dataset.palette
+    if palette is not None and picture.form in ENCODINGS[COLOR].forms:
+        if not from_colors(ENCODINGS[COLOR].read(picture), palette)[1]:
+            return COLOR
+    if COLOR in job.labels.encodings:
+        return None  # its ids only number the colours
+    for name, encoding in ENCODINGS.items():
+        if name != COLOR and picture.form in encoding.forms:
+            present = np.unique(encoding.read(picture)).tolist()
+            if len(present) > 1 and job.labels.ids.keys() >= set(present):
+                return name
+    return None
 
 
 def _raw_ids(job: Job, picture: Picture, problems: list[Problem]) -> np.ndarray | None:
@@ -169,9 +203,11 @@ def _map_ids(
         )
         return None, present, Problem("wrong_channel", ERROR, (path,), message)
     shown = ", ".join(map(str, unknown[:SHOWN_IDS]))
+    where = job.dataset.described_in or "a YAML file of your own (--dataset FILE.yaml)"
     message = (
         f"{path}: value {shown} is not in the table of {kind.space} "
-        f"({min(kind.ids)}..{max(kind.ids)}); map it or drop the file"
+        f"({min(kind.ids)}..{max(kind.ids)}); map it to a class or to ignore under labels.ids of "
+        f"{where}, or drop the file"
     )
     return None, present, Problem("unknown_id", ERROR, (path,), message)
 
@@ -243,12 +279,19 @@ def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, A
 def _extra(job: Job, sample: Sample, problems: list[Problem]) -> str | None:
     """The JSON file of facts about a sample, without its white space; None where there is none."""
     path = job.dataset.extra.format(key=sample.key)
+    file = Path(job.root, path)
     try:
-        text = Path(job.root, path).read_text(encoding="utf-8")
+        found = file.stat()
+        special = other_than_a_file(found.st_mode)
+        if special:
+            raise ValueError(f"it is {special}")
+        if found.st_size > BESIDES_PIXELS:
+            raise ValueError(f"it has {found.st_size} bytes, at most {BESIDES_PIXELS} are read")
+        text = file.read_text(encoding="utf-8")
         return json.dumps(json.loads(text), separators=(",", ":"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"{path} is not valid JSON ({error}); extract this file again"
         problems.append(Problem("damaged_file", ERROR, (path,), message))
         return None
@@ -274,12 +317,12 @@ def _flag(row: dict[str, Any], image: Image.Image, drop_blank: bool) -> list[Pro
 def read_sample(job: Job, sample: Sample) -> Read:
     """Check one sample, and make its row."""
     problems: list[Problem] = []
-    image = _open(job.root, sample.image, problems)
+    image = _open(job, sample.image, problems)
     stored = _image_bytes(job, image, problems) if image else None
     row: dict[str, Any] = {}
     raw_ids, classes = (), ()
     if job.labels is not None:
-        label = _open(job.root, sample.label, problems)
+        label = _open(job, sample.label, problems)
         raw = _raw_ids(job, label, problems) if label else None
         if raw is not None:
             train_ids, raw_ids, wrong = _map_ids(job, label.path, raw)
@@ -290,7 +333,7 @@ def read_sample(job: Job, sample: Sample) -> Read:
         if image and label:
             problems += _check_sizes(job, image.image, label.image, "label", image.path)
     if sample.previous:
-        previous = _open(job.root, sample.previous, problems)
+        previous = _open(job, sample.previous, problems)
         if previous and image:
             _image_bytes(job, previous, problems)
             problems += _check_sizes(job, image.image, previous.image, "previous", image.path)

@@ -24,11 +24,13 @@ from typing import Any
 from spcl import atomic, records
 from spcl.data import output, shards
 from spcl.data.checks import Job, read_sample
-from spcl.data.datasets import DATASETS, Dataset, LabelFiles
-from spcl.data.encodings import ENCODINGS
+from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms_of
+from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
+from spcl.data.pictures import MAX_PIXELS
+from spcl.data.streets import trees as streets
 from spcl.errors import DataError
 from spcl.settings import choose, digest
 
@@ -160,6 +162,8 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Convert one split into the folder `out`; returns the report.
 
@@ -173,6 +177,8 @@ def convert(
     golden          an error unless counts, sizes and classes are those of the published release
     overwrite       replace what an earlier conversion wrote to `out`
     progress        called with the number of samples done and of all
+    max_pixels      an image or label file of more is an error
+    licence         of the files, where the dataset's is not theirs
 
     Does nothing when `out` already holds the same names and sizes, converted in the same way.
     DataError, and nothing written but a report beside `out`, when any file is unusable; shards that
@@ -192,15 +198,17 @@ def convert(
     listed = list_samples(source, root, source.splits[split], on_mismatch, only)
     samples, problems = listed.samples, listed.problems
     label_files = _with_encoding(source, listed.labels, label_encoding)
+    terms = _terms(source, name, root) | ({"licence": licence} if licence else {})
     job = Job(
         dataset=source,
         split=source.splits[split],
         labels=label_files,
         root=str(listed.root),
         prefix=name + source.splits[split].prefix.removeprefix(source.name),
-        metadata=_metadata(source, split, name, label_files, only),
+        metadata=_metadata(source, split, name, label_files, only, terms),
         on_mismatch=on_mismatch,
         drop_blank=drop_blank,
+        max_pixels=max_pixels,
     )
     inputs = {
         "converter_version": CONVERTER_VERSION,
@@ -277,13 +285,23 @@ def _with_encoding(
     if encoding is None or label_files is None:
         return label_files
     choose(encoding, ENCODINGS, "label encoding")
-    if encoding == "color" and source.palette is None:
+    if encoding == COLOR and source.palette is None:
         raise DataError(f"the colours of {source.name}'s labels are not known; use its id files")
+    if encoding != COLOR and COLOR in label_files.encodings:
+        raise DataError(
+            f"--label-encoding {encoding} can't be: the ids in {source.described_in} are colours; "
+            f"change labels.encoding and labels.ids there"
+        )
     return dataclasses.replace(label_files, encodings=(encoding,))
 
 
 def _metadata(
-    source: Dataset, split: str, name: str, label_files: LabelFiles | None, only: Path | None
+    source: Dataset,
+    split: str,
+    name: str,
+    label_files: LabelFiles | None,
+    only: Path | None,
+    terms: dict[str, str],
 ) -> dict[str, Any]:
     """What is known before the first file is opened; goes into every shard."""
     where = source.splits[split]
@@ -312,10 +330,16 @@ def _metadata(
         ),
         "label_size": "its own" if where.any_size else "the image's",
         "split_source": {"images": where.images, "labels": where.labels, "list": chosen},
-        "licence": source.licence,
-        "redistribution": source.redistribution,
+        **terms,
         "view": None,  # not resized, not re-encoded
     }
+
+
+def _terms(source: Dataset, name: str, root: Path) -> dict[str, str]:
+    """Licence and redistribution of the files."""
+    if streets.are_rendered(root):
+        return streets.TERMS
+    return terms_of(source, only_its_format=name != source.name and not source.described_in)
 
 
 def plan_tasks(job: Job, folder: Path, samples: list[Sample], shard_bytes: int) -> list[Task]:

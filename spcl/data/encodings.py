@@ -37,7 +37,8 @@ def _sixteen(picture: Picture) -> np.ndarray:
 _RGB8 = frozenset({(8, 2), (8, 6)})
 
 ENCODINGS: dict[str, Encoding] = {
-    "png8:P": Encoding("8-bit palette PNG", frozenset({(8, 3)}), _pixels),
+    # Pillow writes as few bits as the palette needs: 2 for a mask of 3 classes.
+    "png8:P": Encoding("8-bit palette PNG", frozenset((bits, 3) for bits in (1, 2, 4, 8)), _pixels),
     "png8:L": Encoding("8-bit grey PNG", frozenset({(8, 0)}), _pixels),
     "png8:RGB": Encoding("8-bit RGB PNG with the class in the red channel", _RGB8, _red),
     "png16:L": Encoding("16-bit grey PNG", frozenset({(16, 0)}), _sixteen, top=65535),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BAR = 30  # characters of the longest bar
 KEY = 15  # characters of a fact's name
 MIB = 2**20
+STREETS = "streets/"  # names of the sets that this project renders
 EXAMPLE = """examples:
   python -m spcl.data.inspect data/gta5/train
   python -m spcl.data.inspect data/cityscapes/val --out sheet.png --samples 24
@@ -53,8 +54,7 @@ def facts(shards: ShardSet) -> dict[str, Any]:
         "image_sizes": manifest["image_sizes"],
         "flags": dict(sorted(flags.items())),
         "view": metadata["view"],
-        "licence": metadata["licence"],
-        "redistribution": metadata["redistribution"],
+        **_terms(metadata),
         "fingerprint": shards.fingerprint,
         "labelled": shards.labelled,
     }
@@ -84,6 +84,19 @@ def facts(shards: ShardSet) -> dict[str, Any]:
             "absent_by_design": [shards.class_names[k] for k in metadata["absent_train_ids"]],
         }
     return found
+
+
+def _terms(metadata: dict[str, Any]) -> dict[str, str]:
+    """Licence and redistribution; old conversions state those of the format for any data in it."""
+    from spcl.data.datasets import DATASETS, terms_of
+    from spcl.data.streets import trees as streets
+
+    said = {key: metadata[key] for key in ("licence", "redistribution")}
+    known = DATASETS.get(metadata["format"])
+    name = metadata["view"]["parent"] if metadata["view"] else metadata["name"]
+    if known is None or name.rpartition("/")[0] == known.name or said != terms_of(known, False):
+        return said
+    return streets.TERMS if name.startswith(STREETS) else terms_of(known, only_its_format=True)
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -256,7 +269,9 @@ def _existing(folder: Path) -> Path:
         return folder
     names = [path.name for path in folder.parent.glob("*") if path.is_dir()]
     close = difflib.get_close_matches(folder.name, names, 1)
-    hint = f"did you mean {folder.parent / close[0]}?" if close else "converted data lie in --data"
+    hint = "ray_jobs/ingest.py writes to --out, else $SPCL_DATA, else ./data"
+    if close:
+        hint = f"did you mean {folder.parent / close[0]}?"
     raise DataError(f"there is no folder {folder}; {hint}")
 
 

@@ -14,6 +14,7 @@ import copy
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from spcl import atomic, records
+from spcl.data.datasets import DATASETS
 from spcl.data.labels import IGNORE_INDEX
 from spcl.errors import DataError
 
@@ -33,6 +35,8 @@ ROWS_PER_BATCH = 16  # what a writer holds in memory; reading one row costs the 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
 METADATA_PREFIX = "seg."
+
+Image.MAX_IMAGE_PIXELS = None  # shards hold what has passed the converter's own limit
 
 MAPPED_BYTES = 16 * 2**20  # of shards in a process's memory, before all are let go
 FAULT_BYTES = 2**16  # what the kernel maps around a byte that is read
@@ -263,6 +267,8 @@ def contradictions(folder: Path, manifest: dict[str, Any]) -> list[str]:
 def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
     """The line that writes the split kept at <data>/<dataset>/<split>, or writes it again."""
     dataset, data, source, more = folder.parent.name, folder.parent.parent, "--root DIR", ""
+    if view := re.fullmatch(r"(.+)-(\d+x\d+)-(png|webp|jpeg\d+)", dataset):
+        dataset, source = view[1], f"--view {view[2]} --codec {view[3]}"
     if manifest:
         known = manifest["metadata"]
         dataset, name, view = known["format"], known["dataset"], known["view"]
@@ -271,6 +277,8 @@ def ingest_command(folder: Path, manifest: dict[str, Any] | None = None) -> str:
             name = view["parent"].rpartition("/")[0]
             source = f"--view {view['size']} --codec {view['codec']}"
         more = " --overwrite" if name == dataset else f" --name {name} --overwrite"
+    if dataset not in DATASETS:
+        dataset += ".yaml"  # the user's own, described by a file
     return (
         f"python ray_jobs/ingest.py --dataset {dataset} --split {folder.name} {source} "
         f"--out {data}{more}"

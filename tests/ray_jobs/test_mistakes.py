@@ -43,7 +43,7 @@ MISTAKES = {
     "--seeds 4..1": "--seeds must look like 0..4 or 0,3,5, got '4..1'",
     "--workers 3": "must be divisible by the workers, got batch 4 and 3 workers",
     "--workers -1": "train.workers must be at least 1, got -1",
-    "--benchmark gta5": "write them with: python ray_jobs/ingest.py --dataset gta5 --split train",
+    "source.dataset=gta5": "write them with: python ray_jobs/ingest.py --dataset gta5",
     "--address 127.0.0.1:9": "no Ray cluster answers at 127.0.0.1:9",
     "--name ../elsewhere": "--name must be letters, digits, '.', '_' and '-', got '../elsewhere'",
     "--name artefacts": "--name must not be 'artefacts', the folder where runs share",

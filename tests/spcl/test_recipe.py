@@ -303,7 +303,7 @@ def test_torchrun_with_two_processes_gives_nearly_the_run_of_one(finished, mini_
         (["train.batch"], "a setting is given as key=value, got 'train.batch'"),
         (["--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["--seeds", "4..1"], "--seeds must look like 0..4 or 0,3,5, got '4..1'"),
-        (["--benchmark", "gta5"], "write them with: python ray_jobs/ingest.py --dataset gta5"),
+        (["source.dataset=gta5"], "write them with: python ray_jobs/ingest.py --dataset gta5"),
         (["train.device=cuda"], "train.device=cuda needs a GPU"),
         (["model.norm=frozen", "model.target_statistics=estimated"], "model.norm=domain"),
     ],

@@ -28,6 +28,23 @@ def test_the_recipe_in_order_evaluations_last():
     ]
 
 
+@pytest.mark.parametrize(
+    ("absent", "known"),
+    [
+        ("source", []),
+        ("target", ["source_only"]),
+        ("evaluation", ["source_only", "statistics of source_only"]),
+    ],
+)
+def test_a_stage_has_a_key_once_all_that_it_is_made_of_is_there(absent, known):
+    """What no stage reads itself counts too, if an input does."""
+    asked = ("model.norm=domain", "model.target_statistics=estimated")
+    config = load("gta5", "source_only", None, asked)
+    made = plan(config, DATA | {absent: None})
+    assert len(made) == 3 and [stage.title for stage in made if stage.has_key] == known
+    assert all(stage.has_key for stage in plan(config, DATA))
+
+
 def test_no_training_stage_sees_the_evaluation_split():
     for stage in stages():
         assert ("evaluation" in stage.data) == (stage.kind == "evaluation")

@@ -68,7 +68,10 @@ def failed_line(call: list[object], capsys: pytest.CaptureFixture) -> str:
         (["--concurrent", "many"], "--concurrent must be auto or a number"),
         (["--objective", "labelfree"], "did you mean 'label_free'"),
         (["--objective", "few_label"], "few_label must say how many labelled images"),
-        (["--objective", "few_label:4"], "convert them with: python ray_jobs/ingest.py --dataset"),
+        (
+            ["--objective", "few_label:4"],
+            "write them with: python ray_jobs/ingest.py --dataset",
+        ),
         (["--method", "source_only"], "method 'source_only' has no search space of its own"),
         (["--devices-per-trial", 3], "must be divisible by the workers"),
         (["--sampler", "grid"], "--help"),

@@ -808,7 +808,7 @@ def test_a_dry_run_counts_cells_and_shared_stages_and_starts_nothing(mini_data, 
 def test_an_estimate_is_of_what_is_missing(handmade, monkeypatch):
     """Every step takes an hour here, so hours are steps."""
     monkeypatch.setattr(sweep_estimate, "step_seconds", lambda *of: 3600.0)
-    out = sweep_estimate.describe(handmade)
+    out = sweep_estimate.describe(handmade, timed=True)
     hours = {line[:34].strip(): line.split()[-1] for line in out.splitlines() if line}
     # Open are "self-training" of three seeds and "all" of two.
     assert (hours["adversarial"], hours["spcl"]) == ("18.00", "12.00")
@@ -822,7 +822,8 @@ def test_a_step_is_timed_anew_for_another_batch(mini_data, tmp_path, monkeypatch
 
     monkeypatch.setattr(sweep_estimate, "step_seconds", of_batch)
     values = {"settings": {"stages": ["adversarial"]}, "grid": {"train.batch": [2, 4]}}
-    out = sweep_estimate.describe(resolved(written(tmp_path, values), mini_data, tmp_path))
+    made = resolved(written(tmp_path, values), mini_data, tmp_path)
+    out = sweep_estimate.describe(made, timed=True)
     assert "; 36.00 device-hours" in out  # 6 steps of 2, and of 4
 
 

@@ -1,6 +1,6 @@
 """The datasets that can be converted; a new one is one small file and one line here."""
 
-from spcl.data.datasets.base import Dataset, LabelFiles, Release, Split
+from spcl.data.datasets.base import Dataset, LabelFiles, Release, Split, terms_of
 from spcl.data.datasets.cityscapes import CITYSCAPES
 from spcl.data.datasets.gta5 import GTA5
 from spcl.data.datasets.synscapes import SYNSCAPES
@@ -13,4 +13,4 @@ DATASETS: dict[str, Dataset] = {
     "cityscapes": CITYSCAPES,
 }
 
-__all__ = ["DATASETS", "Dataset", "LabelFiles", "Release", "Split"]
+__all__ = ["DATASETS", "Dataset", "LabelFiles", "Release", "Split", "terms_of"]

@@ -54,9 +54,17 @@ class Split:
     label: re.Pattern[str] | None = None
 
 
+def terms_of(dataset: "Dataset", only_its_format: bool) -> dict[str, str]:
+    """Licence and redistribution of a dataset's files, or of others that come in its format."""
+    if not only_its_format:
+        return {"licence": dataset.licence, "redistribution": dataset.redistribution}
+    licence = f"unknown: other data than {dataset.name}, in its format"
+    return {"licence": licence, "redistribution": "unknown"}
+
+
 @dataclass(frozen=True)
 class Release:
-    """What a whole download holds, to compare with.
+    """What a whole download holds, to compare with, and to plan with before it is there.
 
     sizes         (width, height) of its images
     class_images  number of label files that show each trainId
@@ -77,11 +85,14 @@ class Dataset:
     companions  pattern of files that belong to the dataset and aren't needed
     extra       a JSON file of facts about each sample, with {key}
     layout      one line for who gave the wrong folder
+    download    where the files are to be had, for who has none
     hints       check -> what is known about it in the official release
     releases    split -> what a whole download holds
     absent      trainIds that no image shows
     any_image   also grey, transparent and 16-bit images, where nothing is lost
     palette     (N, 3) uint8 colours of the raw ids, for labels that are stored as colours
+
+    described_in  the user's YAML file that says all this; empty of a dataset of this folder
     """
 
     name: str
@@ -98,8 +109,10 @@ class Dataset:
     releases: dict[str, Release] = field(default_factory=dict)
     absent: tuple[int, ...] = ()
     any_image: bool = False
+    download: str = ""
     palette: np.ndarray | None = None
     label_space: str = "cityscapes19"
     class_names: tuple[str, ...] = CLASS_NAMES
     class_colors: np.ndarray = field(default_factory=TRAIN_ID_COLORS.copy)
     tail: tuple[int, ...] = TAIL_CLASSES
+    described_in: str = ""

@@ -12,7 +12,7 @@ from spcl.data.labels import CITYSCAPES_IDS, TRAIN_IDS
 _KEY = r"(?P<key>(?P<city>[a-z][a-z0-9-]*)/(?P<sequence>(?P=city)_\d{6})_(?P<frame>\d{6}))"
 _LABEL_IDS = re.compile(_KEY + r"_gtFine_labelIds\.png")
 _LABEL_TRAIN_IDS = re.compile(_KEY + r"_gtFine_labelTrainIds\.png")
-_SIZE = frozenset({(2048, 1024)})
+_SIZE = frozenset({(2048, 1024)})  # the set's page, as the numbers of images below
 
 
 def _split(role: str, split: str, labels: bool, **more: object) -> Split:
@@ -45,6 +45,10 @@ CITYSCAPES = Dataset(
     layout=(
         "ROOT/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png and "
         "ROOT/gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
+    ),
+    download=(
+        "register and download at https://www.cityscapes-dataset.com leftImg8bit_trainvaltest.zip "
+        "and gtFine_trainvaltest.zip (for pairs of frames leftImg8bit_sequence_trainvaltest.zip)"
     ),
     licence="Cityscapes terms of use: non-commercial, after registration",
     redistribution="none",

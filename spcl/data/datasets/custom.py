@@ -9,14 +9,16 @@
     splits:
       train: {role: source, images: "rgb/**/*.png", labels: "semantic/**/*_class.png"}
 
-Images and labels are joined by what the wildcards of their globs stand for.  With the encoding
+Images and labels are joined by what the wildcards of their globs stand for: * ** ? and [0-9];
+{png,jpg} is a choice and joins nothing.  With the encoding
 `color` the keys of `ids` are "r,g,b".  A split without `labels` is unlabelled.
 """
 
 import colorsys
 import re
+import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def read_description(path: Path) -> Dataset:
     """The dataset that a YAML file describes; ConfigError names the file and what is wrong."""
     values = read_yaml(path)
     try:
-        return _dataset(build(Description, values))
+        return replace(_dataset(build(Description, values)), described_in=str(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -180,15 +182,18 @@ def _split(prefix: str, files: Files) -> Split:
     return Split(files.role, prefix, folder, labels, image=image, label=label)
 
 
-_WILDCARDS = re.compile(r"\*\*/|\*|\?|\{[^{}]*\}|[^*?{]+|\{")
+_CHOICE = r"\[[!^]?[^\]/]+\]"  # [0-9], [!a]: one character, as the shell reads it
+_WILDCARDS = re.compile(rf"\*\*/|\*|\?|\{{[^{{}}]*\}}|{_CHOICE}|[^*?{{\[]+|\{{|\[")
+_WILDCARD = re.compile(rf"[*?{{]|{_CHOICE}")
 
 
 def _glob(glob: str) -> tuple[str, re.Pattern[str]]:
     """The folder before the first wildcard, and a pattern of what follows, a group a wildcard."""
+    glob = unicodedata.normalize("NFC", glob.strip())
     if glob.startswith("/") or ".." in glob.split("/"):
         raise ConfigError(f"globs are relative to the root and stay inside it, got {glob}")
     parts = glob.split("/")
-    fixed = next((n for n, part in enumerate(parts) if re.search(r"[*?{]", part)), len(parts))
+    fixed = next((n for n, part in enumerate(parts) if _WILDCARD.search(part)), len(parts))
     if fixed == len(parts):
         raise ConfigError(f"a glob needs a wildcard, such as images/*.png; got {glob}")
     pattern = ""
@@ -199,8 +204,23 @@ def _glob(glob: str) -> tuple[str, re.Pattern[str]]:
             pattern += r"([^/]*)"
         elif token == "?":
             pattern += r"([^/])"
+        elif re.fullmatch(_CHOICE, token):
+            pattern += f"({_character(token, glob)})"
         elif token.startswith("{") and token.endswith("}"):
+            if ".." in token:
+                raise ConfigError(f"{token} in a glob is no range here; use [0-9], got {glob}")
             pattern += f"(?:{'|'.join(map(re.escape, token[1:-1].split(',')))})"
         else:
             pattern += re.escape(token)
     return "/".join(parts[:fixed]), re.compile(pattern)
+
+
+def _character(token: str, glob: str) -> str:
+    """The pattern of one character out of [0-9], or out of none of [!0-9]."""
+    inner = token[1:-1]
+    none_of = "^/" if inner[0] in "!^" else ""
+    inner = re.sub(r"[\\\[^]", r"\\\g<0>", inner[1:] if none_of else inner)
+    try:
+        return re.compile(f"[{none_of}{inner}]").pattern
+    except re.error as error:
+        raise ConfigError(f"{token} in the glob {glob} is no set of characters ({error})") from None

@@ -25,6 +25,7 @@ GTA5 = Dataset(
     labels=(LabelFiles(_NAME, encodings=("png8:P",), space="labelIds", ids=GTA5_IDS),),
     splits={"train": Split("source", "gta5", "images", "labels")},
     layout="ROOT/images/00001.png and ROOT/labels/00001.png",
+    download="download images and labels at https://download.visinf.tu-darmstadt.de/data/from_games",
     licence="research and educational use only; the images derive from a commercial game",
     redistribution="none",
     hints={
@@ -32,6 +33,7 @@ GTA5 = Dataset(
         "blank_image": "the release has 17 such frames, among them 12160, 12195, 19993",
         "single_class": "the release has 4 such labels: 00608, 07401, 13965, 15617",
     },
+    # The number of images is the set's page's; sizes are what users found, not a promise.
     releases={
         "train": Release(24966, frozenset({(1914, 1052), (1914, 1046)}), _CLASS_IMAGES),
     },

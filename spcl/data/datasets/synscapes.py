@@ -9,7 +9,7 @@ from spcl.data.datasets.base import Dataset, LabelFiles, Release, Split
 from spcl.data.labels import CITYSCAPES_IDS
 
 _NAME = re.compile(r"(?P<key>[1-9]\d*)\.png")  # counted from 1, without zeros in front
-_IMAGES = 25000
+_IMAGES = 25000  # the set's page, "Features", as the sizes below
 
 SYNSCAPES = Dataset(
     name="synscapes",
@@ -23,6 +23,7 @@ SYNSCAPES = Dataset(
     },
     roots=("", "Synscapes"),
     layout="ROOT/img/rgb/1.png and ROOT/img/class/1.png",
+    download="register and download at https://synscapes.on.liu.se (was 7dlabs.com/synscapes)",
     licence="Synscapes terms: non-commercial research, after registration",
     redistribution="none",
     extra="meta/{key}.json",

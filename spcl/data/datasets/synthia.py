@@ -35,9 +35,11 @@ SYNTHIA = Dataset(
     splits={"train": Split("source", "synthia", "RGB", "GT/LABELS")},
     roots=("", "RAND_CITYSCAPES"),
     layout="ROOT/RGB/0000000.png and ROOT/GT/LABELS/0000000.png, ROOT being RAND_CITYSCAPES",
+    download="download SYNTHIA-RAND-CITYSCAPES at https://synthia-dataset.net",
     licence="CC BY-NC-SA 3.0: non-commercial",
     redistribution="sharealike",
     hints={"single_class": "0006372 and 0006382 of the release show four classes or fewer"},
+    # Number and size are the set's page's; which classes never occur is by the counts above.
     releases={"train": Release(9400, frozenset({(1280, 760)}), _CLASS_IMAGES)},
     absent=SYNTHIA_ABSENT,
 )

@@ -22,6 +22,7 @@ from spcl.errors import DataError
 
 RENDERER_VERSION = 2  # counts up when any pixel changes
 RECORD = "streets.json"
+TERMS = {"licence": "MIT, as this project, which rendered it", "redistribution": "allowed"}
 SMALLEST, LARGEST = 16, 4096  # pixels each way
 MOST_IMAGES = 99_999  # five digits name an image of the GTA5 tree
 CITIES = {"train": ("ahornau", "birkenfels", "lindenbruck"), "val": ("eschental", "ulmenhof")}
@@ -38,6 +39,11 @@ class _Job:
     index: int
     image: str
     label: str
+
+
+def are_rendered(root: Path) -> bool:
+    """Whether a tree of raw files is one of those that `write_trees` writes."""
+    return (root.parent / RECORD).is_file()
 
 
 def write_trees(

@@ -207,8 +207,7 @@ def lose_data(path: Path) -> None:
 
 
 def few_bits(path: Path) -> None:
-    image = Image.open(path).point(lambda value: value % 16)
-    image.save(path, bits=4)
+    trees.save_grey_of_few_bits(path, trees.load(path) % 16, 4)
 
 
 def add_alpha(path: Path) -> None:
@@ -261,7 +260,7 @@ REFUSED = {
     "alpha": (add_alpha, IMAGE, "image_encoding", "is 8-bit RGBA PNG, expected 8-bit RGB"),
     "16 bits": (deepen, IMAGE, "image_encoding", "is 16-bit RGB PNG, expected 8-bit RGB"),
     "colours": (trees.recolor, LABEL, "label_encoding", "is 8-bit RGB PNG, expected 8-bit palette"),
-    "few bits": (few_bits, LABEL, "label_encoding", "is 4-bit palette PNG, expected 8-bit palette"),
+    "few bits": (few_bits, LABEL, "label_encoding", "is 4-bit grey PNG, expected .*by 17 and save"),
     "unknown id": (lambda p: trees.set_pixel(p, 99), LABEL, "unknown_id", r"value 99 .*\(0..34\)"),
     "void as 255": (lambda p: trees.set_pixel(p, 255), LABEL, "unknown_id", "value 255 is not in"),
     "train ids": (trees.to_train_ids, LABEL, "label_space", "1 of 3 labels hold trainIds"),

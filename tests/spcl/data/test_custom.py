@@ -1,5 +1,6 @@
 """The user's own files: globs, encodings, id maps, and what may be wrong with a description."""
 
+import fnmatch
 import io
 import re
 from pathlib import Path
@@ -131,6 +132,16 @@ def test_unknown_id_and_lossy_image_are_refused_by_name(tmp_path: Path) -> None:
         ("rgb/*/*_left.png", "town/7_left.png", "town/7"),
         ("rgb/*.{png,jpg}", "7.jpg", "7"),
         ("rgb/frame?.png", "frame7.png", "7"),
+        ("rgb/[0-9].png", "7.png", "7"),
+        ("rgb/[0-9].png", "x.png", None),
+        ("rgb/[0-9]*.png", "7x.png", "7/x"),
+        ("rgb/f[ab][0-9][0-9].png", "fa07.png", "a/0/7"),
+        ("rgb/[!0-9].png", "x.png", "x"),
+        ("rgb/[^0-9].png", "7.png", None),
+        ("rgb/[!0-9].png", "/.png", None),
+        ("rgb/[[].png", "[.png", "["),
+        ("rgb/*[.png", "7[.png", "7"),
+        ("rgb/*.png ", "7.png", "7"),
         ("rgb/*.png", "a/7.png", None),
         ("rgb/*.png", "7xpng", None),
     ],
@@ -140,6 +151,27 @@ def test_globs_give_the_key_that_joins(glob: str, path: str, key: str | None) ->
     match = pattern.fullmatch(path)
     assert folder == "rgb"
     assert (match and "/".join(part for part in match.groups() if part)) == key
+
+
+def test_character_sets_are_those_of_the_shell() -> None:
+    """As Python's fnmatch reads them, over all printable characters."""
+    for choice in ("[0-9]", "[a-c_]", "[!a-z]", "[.]", "[+*?]", "[(|)]", "[$]", "[a\\d]"):
+        _, pattern = _glob(f"rgb/{choice}.png")
+        for character in filter(lambda one: one != "/", map(chr, range(33, 127))):
+            theirs = fnmatch.fnmatchcase(f"{character}.png", f"{choice}.png")
+            assert bool(pattern.fullmatch(f"{character}.png")) == theirs, (choice, character)
+
+
+def test_characters_join_images_with_labels(tmp_path: Path) -> None:
+    expected = write(tmp_path / "raw", trees.save)
+    trees.save(tmp_path / "raw/rgb/a/x.png", np.zeros((48, 64, 3), np.uint8))
+    files = {"role": "source", "images": "rgb/*/[0-9].png", "labels": "sem/*/[0-9]_class.png"}
+    dataset = read_description(described(tmp_path, splits={"train": files}))
+    convert(dataset, tmp_path / "raw", tmp_path / "out", split="train")
+    data = ShardSet(tmp_path / "out")
+    assert data.sample_ids == [f"my-sim/train/{n}" for n in ("a/0", "a/1", "b/2", "b/3")]
+    for index, raw in enumerate(expected):
+        assert data.class_pixels[index].sum() == (raw != 0).sum()
 
 
 MISTAKES = {
@@ -166,6 +198,14 @@ MISTAKES = {
     "no glob": (
         {"splits": {"train": {"role": "source", "images": "a/b.png"}}},
         "a glob needs a wildcard",
+    ),
+    "range": (
+        {"splits": {"train": {"role": "source", "images": "a/{0..9}.png"}}},
+        "{0..9} in a glob is no range here; use [0-9], got a/{0..9}.png",
+    ),
+    "backwards": (
+        {"splits": {"train": {"role": "source", "images": "a/[9-0].png"}}},
+        "[9-0] in the glob a/[9-0].png is no set of characters",
     ),
     "outside": (
         {"splits": {"train": {"role": "source", "images": "../*.png"}}},

@@ -4,14 +4,17 @@ import io
 from pathlib import Path
 
 import cv2
+import mutations
 import numpy as np
 import pytest
 import torch
 import trees
+import yaml
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
 from spcl.data.convert import convert
+from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS, from_colors
 from spcl.data.labels import GTA5_IDS, GTA5_PALETTE, IGNORE_INDEX, SYNTHIA_IDS, lookup_table
 from spcl.data.pictures import as_rgb8, read_picture, sixteen_bits
@@ -184,8 +187,8 @@ def test_what_would_lose_something_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JPEG CMYK; convert it to 8-bit RGB"):
         as_rgb8(read_picture(str(tmp_path), "x.jpg"))
     Image.fromarray(RGB).save(tmp_path / "x.bmp")
-    with pytest.raises(ValueError, match="BMP RGB; use one of PNG, JPEG, WEBP"):
-        as_rgb8(read_picture(str(tmp_path), "x.bmp"))
+    with pytest.raises(DataError, match="x.bmp is .*BMP; use one of PNG, JPEG, WEBP"):
+        read_picture(str(tmp_path), "x.bmp")
 
 
 def test_every_encoding_holds_what_it_says() -> None:
@@ -198,3 +201,83 @@ def test_every_encoding_holds_what_it_says() -> None:
         "color": 255,
     }
     assert SYNTHIA_IDS[22] == IGNORE_INDEX and SYNTHIA_IDS[3] == 0
+
+
+# --- few bits -------------------------------------------------------------------------------------
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+ADAM7 += ((0, 1, 1, 2),)  # x, y and steps of the passes, from the PNG specification
+
+
+def save_palette(path: Path, raw: np.ndarray, depth: int, interlaced: bool) -> None:
+    """A palette PNG of our own making: entry n has the colour (n, 255 - n, 7)."""
+    colors = bytes(value for n in range(2**depth) for value in (n, 255 - n, 7))
+    rows = trees.packed_rows(raw, depth)
+    if interlaced:
+        parts = [raw[y::dy, x::dx] for x, y, dx, dy in ADAM7]
+        rows = b"".join(trees.packed_rows(part, depth) for part in parts if part.size)
+    height, width = raw.shape
+    trees.save_png(path, (width, height, depth, 3, 0, 0, int(interlaced)), rows, (b"PLTE", colors))
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["rows", "interlaced"])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_palettes_of_few_bits_are_exact(tmp_path: Path, depth: int, interlaced: bool) -> None:
+    """Against what was written, OpenCV's colours, and a slow reader of PNG."""
+    for width in range(1, 18):  # whole bytes and not
+        rng = np.random.default_rng((depth, width))
+        raw = rng.integers(0, 2**depth, (11, width)).astype(np.uint8)
+        path = tmp_path / f"{width}.png"
+        save_palette(path, raw, depth, interlaced)
+        picture = read_picture(str(tmp_path), path.name)
+        assert picture.form in ENCODINGS["png8:P"].forms
+        assert (ENCODINGS["png8:P"].read(picture) == raw).all()
+        colors = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        assert (colors[..., 2] == raw).all() and (colors[..., 1] == 255 - raw).all()
+        if not interlaced:
+            assert (mutations.obvious_png(path.read_bytes())[..., 0] == raw).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 9, 16, 17])
+def test_masks_as_pillow_writes_them_are_exact(tmp_path: Path, classes: int) -> None:
+    """Pillow packs a mask of 3 classes into 2 bits; all of them mean the same."""
+    names = [f"class{n}" for n in range(classes)]
+    bits = next(bits for bits in (1, 2, 4, 8) if 2**bits >= classes)
+    raws = []
+    for number in range(3):
+        rng = np.random.default_rng((classes, number))
+        raws.append(trees.cells((41, 30), range(classes), rng))
+        trees.save(tmp_path / f"raw/rgb/{number}.png", rng.integers(0, 255, (30, 41, 3), np.uint8))
+        palette = rng.integers(0, 255, (classes, 3), np.uint8)
+        trees.save(tmp_path / f"raw/mask/{number}.png", raws[-1], palette)
+    assert (tmp_path / "raw/mask/0.png").read_bytes()[24:26] == bytes([bits, 3])
+    description = {
+        "name": "mine",
+        "class_names": names,
+        "labels": {"encoding": "png8:P", "ids": dict(enumerate(names))},
+        "splits": {"train": {"role": "source", "images": "rgb/*.png", "labels": "mask/*.png"}},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(description))
+    dataset = read_description(tmp_path / "mine.yaml")
+    convert(dataset, tmp_path / "raw", tmp_path / "out", split="train")
+    data = ShardSet(tmp_path / "out")
+    for index, raw in enumerate(raws):
+        assert (np.array(Image.open(io.BytesIO(data.label(index)))) == raw).all()
+
+
+@pytest.mark.parametrize(("depth", "divisor"), [(1, 255), (2, 85), (4, 17)])
+def test_grey_of_few_bits_is_refused_with_a_fix_that_works(
+    tmp_path: Path, depth: int, divisor: int
+) -> None:
+    root = trees.synscapes_tree(tmp_path / "raw", 1, trees.SMALL)
+    label = root / "img/class/1.png"
+    raw = trees.load(label) % 2**depth
+    trees.save_grey_of_few_bits(label, raw, depth)
+    with pytest.raises(
+        DataError,
+        match=f"1.png is {depth}-bit grey PNG, expected 8-bit grey.*by {divisor} and save",
+    ):
+        convert("synscapes", root, tmp_path / "out", split="train")
+    trees.save(label, np.array(Image.open(label).convert("L")) // divisor)  # as it says
+    assert (trees.load(label) == raw).all()
+    assert read_picture(str(root), "img/class/1.png").form in ENCODINGS["png8:L"].forms

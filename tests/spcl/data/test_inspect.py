@@ -10,9 +10,11 @@ import pytest
 import trees
 from PIL import Image
 
+from ray_jobs import ingest
 from spcl.cli import guarded
 from spcl.data.convert import convert
-from spcl.data.inspect import main, ranges
+from spcl.data.datasets import DATASETS
+from spcl.data.inspect import facts, main, ranges
 from spcl.data.labels import CLASS_NAMES, GTA5_IDS, TRAIN_ID_COLORS, lookup_table
 from spcl.data.shards import ShardSet
 from spcl.data.sheet import TILE, choose_samples, contact_sheet, tinted
@@ -245,3 +247,83 @@ def test_the_command_needs_neither_torch_nor_ray(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     assert (tmp_path / "gta5-train.png").is_file()
+
+
+# --- licences -------------------------------------------------------------------------------------
+
+
+def _licence(folder: Path) -> tuple[str, str]:
+    found = facts(ShardSet(folder))
+    return found["licence"], found["redistribution"]
+
+
+def ingested(*argv: object) -> None:
+    assert ingest.main([*map(str, argv), "--workers", "0"]) == 0
+
+
+def test_licence_is_that_of_what_was_converted(tmp_path: Path) -> None:
+    root = trees.gta5_tree(tmp_path / "raw", 2, trees.SMALL)
+    place = ("--dataset", "gta5", "--root", root, "--out", tmp_path, "--view", "32x24")
+    ingested(*place)
+    ingested(*place, "--name", "mine")
+    ingested(*place, "--name", "theirs", "--licence", "CC BY 4.0")
+    files = {"role": "source", "images": "images/*.png"}
+    description = {"name": "own", "splits": {"train": files}}
+    for name, licence in (("own", {}), ("said", {"licence": "ours alone"})):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(description | {"name": name} | licence))
+        ingested("--dataset", path, "--root", root, "--out", tmp_path)
+        ingested("--dataset", path, "--root", root, "--out", tmp_path, "--name", f"{name}-2")
+    said = (DATASETS["gta5"].licence, "none")
+    expected = {
+        "gta5": said,
+        "mine": ("unknown: other data than gta5, in its format", "unknown"),
+        "theirs": ("CC BY 4.0", "unknown"),
+        "own": ("unknown", "unknown"),
+        "own-2": ("unknown", "unknown"),
+        "said": ("ours alone", "unknown"),
+        "said-2": ("ours alone", "unknown"),
+    }
+    for name, terms in expected.items():
+        assert _licence(tmp_path / name / "train") == terms, name
+        if not name.startswith(("own", "said")):
+            assert _licence(tmp_path / f"{name}-32x24-jpeg95" / "train") == terms
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_data_set_says_its_licence(dataset: str) -> None:
+    known = DATASETS[dataset]
+    assert known.licence and known.redistribution in ("none", "sharealike")
+
+
+def test_rendered_streets_are_this_projects_own(mini_data: Path, tmp_path: Path) -> None:
+    rendered = ("MIT, as this project, which rendered it", "allowed")
+    for split in ("sim/train", "real/train", "real/val"):
+        assert _licence(mini_data / "streets" / split) == rendered
+    raw = mini_data / "streets/raw/cityscapes"  # by hand, under whatever name
+    for name in (("--name", "elsewhere"), ()):
+        place = ("--dataset", "cityscapes", "--root", raw, "--out", tmp_path)
+        ingested(*place, "--split", "val", *name)
+    assert _licence(tmp_path / "elsewhere/val") == _licence(tmp_path / "cityscapes/val") == rendered
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("streets/real", ("MIT, as this project, which rendered it", "allowed")),
+        ("mine", ("unknown: other data than gta5, in its format", "unknown")),
+        ("gta5", (DATASETS["gta5"].licence, "none")),
+    ],
+)
+def test_conversions_of_old_are_not_taken_at_their_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, terms: tuple[str, str]
+) -> None:
+    """They state the licence of the format, whatever the data."""
+    root = trees.gta5_tree(tmp_path / "raw", 1, trees.SMALL)
+    as_before = {"licence": DATASETS["gta5"].licence, "redistribution": "none"}
+    monkeypatch.setattr("spcl.data.convert._terms", lambda *_: as_before)
+    new = convert("gta5", root, tmp_path / "out", split="train", name=name)
+    assert _licence(tmp_path / "out") == terms
+    monkeypatch.undo()
+    again = convert("gta5", root, tmp_path / "again", split="train", name=name)
+    assert again["fingerprint"] == new["fingerprint"]
