@@ -8,14 +8,18 @@ row; baselines get as many steps as the whole recipe.  `--rows adversarial` is a
 for that long, the slowest row.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spcl import cli
-from spcl.results.store import RunFolder
-from spcl.results.tables import with_spread
 from spcl.train import main as train
+
+if TYPE_CHECKING:
+    from spcl.results.store import RunFolder
 
 #: run -> (method, settings)
 RUNS = {
@@ -60,6 +64,8 @@ COMPARED = (
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> RunFolder:
     """The finished run of a seed."""
+    from spcl.results.store import RunFolder
+
     method, settings = RUNS[name]
     storage = cli.storage_root(arguments.storage)
     folder = RunFolder(storage / f"{name}-s{seed}")
@@ -78,13 +84,15 @@ def value(folder: RunFolder, stage: str, mean: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0..4")
     parser.add_argument("--data")
     parser.add_argument("--storage")
     usual = [row for row in ROWS if row != "adversarial"]
     parser.add_argument("--rows", nargs="*", default=usual, choices=list(ROWS))
     arguments = parser.parse_args()
+    from spcl.results.tables import with_spread
+
     if arguments.data:
         arguments.data = str(Path(arguments.data).resolve())
     seeds = cli.parse_seeds(arguments.seeds)

@@ -6,27 +6,28 @@ python ray_jobs/evaluate.py my-run --dataset cityscapes --split test --export-se
 python ray_jobs/evaluate.py my-run --dataset acdc --size 540x960 --flip --scales 0.75,1,1.25
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
-from spcl import cli, runs
-from spcl.chosen_by import stored
-from spcl.config import Config, Evaluation
-from spcl.data.catalog import data_root
+from spcl import cli
 from spcl.errors import UserError
-from spcl.protocols import PROTOCOLS
-from spcl.results.tables import ccd_table, run_table
-from spcl.settings import build
+
+if TYPE_CHECKING:
+    from spcl.config import Config, Evaluation
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from spcl.protocols import PROTOCOLS
+
     parser = cli.Parser(
         prog="ray_jobs/evaluate.py",
         description=__doc__,
@@ -34,8 +35,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", help="a run's name in the storage, or its folder")
-    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
-    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    cli.add_places(parser)
     add("--dataset", help="what to evaluate on (default: the run's own)")
     add("--split", help="(default: the run's own)")
     add("--stage", help="whose network (default: the last stage's)")
@@ -56,6 +56,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluation_settings(arguments: argparse.Namespace, own: Evaluation) -> Evaluation:
     """The run's own evaluation with what the command line says otherwise.  ConfigError."""
+    from spcl.config import Evaluation
+    from spcl.settings import build
+
     given: dict[str, Any] = {
         name: value
         for name in ("dataset", "split", "protocol")
@@ -103,11 +106,24 @@ def report_name(stage: str, settings: Evaluation, own: Evaluation) -> str:
 
 def find_run(arguments: argparse.Namespace) -> Path:
     """The folder of the run, absolute."""
+    from spcl import runs
+
     path = Path(arguments.run)
     if (path / "config.yaml").exists():
         return path.resolve()
     storage = cli.storage_root(arguments.storage, writes=arguments.out is None)
     return runs.find(storage, arguments.run).folder
+
+
+def check(arguments: argparse.Namespace, folder: Path) -> None:
+    """ConfigError where a name is unknown; told without torch."""
+    from spcl.protocols import PROTOCOLS
+    from spcl.settings import choose, read_yaml
+
+    if arguments.protocol is not None:
+        choose(arguments.protocol, PROTOCOLS, "evaluation.protocol")
+    if arguments.stage is not None:
+        choose(arguments.stage, read_yaml(folder / "config.yaml").get("stages", ()), "stage")
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -116,7 +132,12 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError(f"--workers must be 0 or more, got {arguments.workers}")
     cluster.check_job_paths(arguments, f"ray_jobs/evaluate.py {arguments.run}")
     folder = find_run(arguments)
-    from spcl.reports import FinishedRun, Job, check, make_report  # torch: seconds
+    check(arguments, folder)
+    from spcl import reports  # imports torch
+    from spcl.chosen_by import stored
+    from spcl.data.catalog import data_root
+    from spcl.reports import FinishedRun, Job, make_report
+    from spcl.results.tables import ccd_table, run_table
 
     finished = FinishedRun(folder)
     config, stage = finished.config, arguments.stage or finished.config.stages[-1]
@@ -133,7 +154,7 @@ def run(argv: Sequence[str] | None) -> int:
         server=arguments.export_server,
         analysis=arguments.analysis,
     )
-    check(job)
+    reports.check(job)
     device, map_shares = _workers(arguments, config)
     job = dataclasses.replace(job, device=device)
     try:

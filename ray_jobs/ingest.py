@@ -9,32 +9,27 @@ python ray_jobs/ingest.py --verify /data/spcl/gta5/train
 Finished shards of an interrupted conversion are kept: the same command continues it.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_jobs import cluster
 from ray_jobs.progress import Progress
 from spcl import cli
 from spcl.cli import REPOSITORY, guarded
-from spcl.data.convert import convert, verify
-from spcl.data.datasets import DATASETS, Dataset
-from spcl.data.datasets.custom import read_description
-from spcl.data.encodings import ENCODINGS
-from spcl.data.listing import NOTE, splits_there
-from spcl.data.pictures import MAX_PIXELS
-from spcl.data.shards import MANIFEST
-from spcl.data.views import make_view, parse_view
 from spcl.errors import UserError
-from spcl.records import CHECKSUM
-from spcl.settings import choose
+
+if TYPE_CHECKING:
+    from spcl.data.datasets import Dataset
 
 LABELLED = "train_labelled"
 DESCRIPTIONS = (".yaml", ".yml")
-LARGEST = f"a file of more pixels is an error (default: {MAX_PIXELS}, as Pillow)"
+LARGEST = "a file of more pixels is an error (default: {}, as Pillow)"
 ON_MISMATCH = "image and label of unequal size, or one missing (default: leave out and report)"
 
 T = TypeVar("T")
@@ -42,6 +37,10 @@ R = TypeVar("R")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from spcl.data.datasets import DATASETS
+    from spcl.data.encodings import ENCODINGS
+    from spcl.data.pictures import MAX_PIXELS
+
     parser = cli.Parser(
         prog="ray_jobs/ingest.py",
         description=__doc__,
@@ -62,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, metavar="FILE", help="convert only the images that FILE names")
     add("--drop-blank", action="store_true", help="leave out images of one colour")
     add("--with-labels", action="store_true", help=f"also write {LABELLED}: for oracles")
-    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=LARGEST)
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=LARGEST.format(MAX_PIXELS))
     add("--overwrite", action="store_true", help="replace shards made from other files")
     add("--verify-golden", action="store_true", help="an error unless it is the whole release")
     add("--view", metavar="WxH", help="also write the images at a size to train at")
@@ -73,6 +72,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def find_dataset(given: str) -> Dataset:
     """A known dataset, or the one that the user's file describes."""
+    from spcl.data.datasets import DATASETS
+    from spcl.data.datasets.custom import read_description
+    from spcl.settings import choose
+
     if Path(given).suffix in DESCRIPTIONS:
         return read_description(Path(given))
     if given == "custom":
@@ -85,6 +88,9 @@ def find_dataset(given: str) -> Dataset:
 
 def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     """The splits to convert.  What a file system shows is enough; no file is opened."""
+    from spcl.data.listing import splits_there
+    from spcl.settings import choose
+
     if arguments.split:
         splits = [choose(arguments.split, dataset.splits, f"split of {dataset.name}")]
     else:
@@ -123,6 +129,8 @@ def resolve_paths(arguments: argparse.Namespace) -> None:
 
 def describe(report: dict[str, Any]) -> str:
     """What one conversion did, in a few lines."""
+    from spcl.data.listing import NOTE
+
     lines = [
         f"{report['name']}: {report['converted']} samples in {report['shards']} shards, "
         f"{report['bytes'] / 1e9:.2f} GB, {report['out']}"
@@ -147,6 +155,11 @@ def describe(report: dict[str, Any]) -> str:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
+    from spcl.data.convert import verify
+    from spcl.data.shards import MANIFEST
+    from spcl.data.views import parse_view
+    from spcl.records import CHECKSUM
+
     if arguments.verify:
         manifest = verify(arguments.verify)
         files = len(manifest["shards"]) + 1
@@ -184,6 +197,8 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: Callable) -> None:
+    from spcl.data.convert import convert
+
     name = arguments.name or dataset.name
     for split in chosen_splits(arguments, dataset):
         report = convert(
@@ -210,6 +225,8 @@ def make_views(
     arguments: argparse.Namespace, dataset: Dataset, size: tuple[int, int], map_tasks: Callable
 ) -> None:
     """Views of the converted splits to train on; scores are of original images only."""
+    from spcl.data.views import make_view
+
     parent = arguments.out / (arguments.name or dataset.name)
     codec = arguments.codec or "jpeg95"
     name = f"{arguments.name or dataset.name}-{arguments.view}-{codec}"

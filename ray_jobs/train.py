@@ -1,5 +1,7 @@
 """Run a recipe under Ray Train: on this machine with nothing to start, in a cluster, as a job."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -14,18 +16,17 @@ from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
 from ray_jobs.group import stopped, worker_group
-from spcl import cli, launch
+from spcl import cli
 from spcl.atomic import refusal
 from spcl.errors import UserError
-from spcl.heartbeat import Watch, to_stderr
-from spcl.launch import Request
 from spcl.lease import Lease, check
-from spcl.results.store import RunFolder
-from spcl.telemetry import LiveLine
 
 if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.torch import TorchTrainer
+
+    from spcl.launch import Request
+    from spcl.results.store import RunFolder
 
 EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
@@ -42,7 +43,7 @@ SHOWN_LINES = 20  # of a failed worker's output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python ray_jobs/train.py",
         description=__doc__,
         epilog=EXAMPLE,
@@ -57,16 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
     )
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
+    from spcl import early
+
     if arguments.list:
-        print(launch.list_known())
+        print(early.list_known())
         return 0
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
+    early.check_run(arguments)
     if arguments.workers == 0:
         from spcl.train import run  # imports torch
 
         return run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
+    from spcl import launch  # imports torch
+
     asked = launch.requests(arguments)
     if arguments.dry_run:
         from spcl.dry_run import describe
@@ -90,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
+    from spcl.heartbeat import Watch
+
     cluster.connect(arguments.address)
     train = request.config.train
     per_worker = cluster.worker_resources(train.device)
@@ -137,7 +145,7 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
             shutil.rmtree(launched, ignore_errors=True)
 
 
-def _fit(trainer: "TorchTrainer") -> "Result | Exception":
+def _fit(trainer: TorchTrainer) -> Result | Exception:
     """Train to the end; what came of it.  KeyboardInterrupt on Ctrl-C and SIGTERM."""
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -180,13 +188,15 @@ class _Progress(threading.Thread):
     """Follows metrics.jsonl, which rank 0 writes, and draws the live line."""
 
     def __init__(self, run: RunFolder):
+        from spcl.telemetry import LiveLine
+
         super().__init__(daemon=True)
         self.path = run.folder / "metrics.jsonl"
         self.offset = self.path.stat().st_size if self.path.exists() else 0
         self.live = LiveLine()
         self.over = threading.Event()
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> _Progress:
         self.start()
         return self
 
@@ -197,6 +207,8 @@ class _Progress(threading.Thread):
 
     def tell(self, text: str) -> None:
         """Of a wait; a line of its own."""
+        from spcl.heartbeat import to_stderr
+
         self.live.end()
         to_stderr(text)
 

@@ -1,17 +1,23 @@
 """What the commands share: arguments, paths, and one clear line on a user's mistake."""
 
 import argparse
+import difflib
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 from spcl.atomic import refusal
 from spcl.errors import ConfigError, UserError
 
+INTERRUPTED = "interrupted; the same command continues where it stopped"
+STDERR = 2  # its file descriptor
+IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # file name of Python's own import code
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -22,9 +28,13 @@ def guarded(
 ) -> int:
     """Exit code of `main`; Ctrl-C is 130, a UserError, or what else is expected, one line and 2.
 
-    So is a refused write that nothing else has told.
+    So is a refused write that nothing else has told.  What a command needs beyond the standard
+    library is imported within `main`, so that Ctrl-C while modules load ends in the same way.
     """
     try:
+        if threading.current_thread() is threading.main_thread():
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if ignored
+                signal.signal(signal.SIGINT, interrupt)
         return main(argv)
     except (UserError, *expected) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -36,24 +46,83 @@ def guarded(
         print(f"error: {refused}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        if _speaks():
+            print(INTERRUPTED, file=sys.stderr)
         return 130
+
+
+def _speaks() -> bool:
+    """Under torchrun every rank hears Ctrl-C; the first one says so."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Raise KeyboardInterrupt; but end the process at once while a module loads.
+
+    Modules in C swallow an exception that is raised in their import, turn it into another or abort.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORT_SYSTEM:
+            if _speaks():
+                os.write(STDERR, f"{INTERRUPTED}\n".encode())  # print may be what was interrupted
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def treat_sigterm_as_ctrl_c() -> None:
     """From now on SIGTERM, which ends a Ray job, raises KeyboardInterrupt."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
     signal.signal(signal.SIGTERM, interrupt)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit; a typo gets the nearest flag.
+
+    Flags are written out: an abbreviation is a typo, too, or a new flag would change its meaning.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        return self._all_known(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        return self._all_known(*self.parse_known_intermixed_args(args, namespace))
+
+    def _all_known(self, arguments: argparse.Namespace, rest: list[str]) -> argparse.Namespace:
+        for text in rest:
+            if text.startswith("-"):
+                option = text.partition("=")[0]
+                close = difflib.get_close_matches(option, self._flags(), 1)
+                hint = f"did you mean {close[0]}?" if close else "see --help"
+                raise UserError(f"option {option} is unknown; {hint}")
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return arguments
+
+    def _flags(self) -> list[str]:
+        """Of this command and its sub-commands."""
+        flags: list[str] = []
+        for action in self._actions:
+            flags += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    flags += command._flags()
+        return flags
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say where data and results lie."""
+    parser.add_argument("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +132,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="a YAML file of settings, read after those two")
     parser.add_argument("--name", help="the run's name (default: made of its settings)")
     parser.add_argument("--seeds", help="e.g. 0..4 or 0,3: one run per seed, then their mean")
-    parser.add_argument("--data", help="converted data (default: $SPCL_DATA, else ./data)")
-    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    add_places(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     parser.add_argument("--list", action="store_true", help="say what benchmarks and methods exist")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")

@@ -1,10 +1,7 @@
-"""Which settings exist, and how files and the command line become one `Config`.
+"""Which settings exist, and which of them fit together.
 
-    resolved = defaults <- configs/methods/M.yaml <- configs/benchmarks/B.yaml
-               <- configs/compat/M.yaml if compat=official <- --config F <- key=value
-
-A benchmark may set its own values for a method's section, so it is read after the method's file;
-what it sets for one method's recipe alone is below `methods:` there.
+`spcl.layers` says how files and the command line become one `Config`.  After a change of a setting,
+here or in a method's file, `python -m spcl.table` writes the table of settings anew.
 """
 
 import dataclasses
@@ -13,20 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from spcl import chosen_by, protocols
+from spcl import protocols
 from spcl.chosen_by import ChosenBy
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import MEAN_ORDERS, MODELS
 from spcl.models.vgg import INPUTS
 from spcl.models.weights import PRETRAINED
-from spcl.settings import build, choose, flatten, merge, read_yaml, setting
+from spcl.settings import build, choose, flatten, read_yaml, setting
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TINY, VGG = "tiny", "deeplabv2_vgg16"
 NO_DATASET = "none"  # evaluation.dataset of who has no labels to score with
 
@@ -336,80 +331,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def known(kind: str) -> list[str]:
-    """Names of the files in configs/<kind>."""
-    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A config file as a nested dict; ConfigError names the file."""
-    values = read_yaml(path)
-    _check_file(path, values)
-    return values
-
-
-def _check_file(path: Path, values: Any) -> None:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: a section must hold key: value pairs, got {values!r}")
-    try:
-        build(Config, values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def _read_benchmark(name: str, method: str) -> dict[str, Any]:
-    """A benchmark's settings, overlaid by those it has for one method's recipe."""
-    path = CONFIGS / "benchmarks" / f"{name}.yaml"
-    values = read_yaml(path)
-    own = values.pop("methods", {})
-    if not isinstance(own, Mapping):
-        raise ConfigError(f"{path}: methods must hold a section per method, got {own!r}")
-    for other in own:
-        choose(other, known("methods"), f"{path}: method")
-    for layer in (values, *own.values()):
-        _check_file(path, layer)
-    return _overlay(_expand(values), _expand(own.get(method, {})))
-
-
-def _read_compat(method: str) -> dict[str, Any]:
-    """The switches that make a method behave as its authors' code does."""
-    if method not in known("compat"):
-        raise ConfigError(
-            f"compat=official is known for {', '.join(known('compat'))}, not for {method!r}; "
-            "leave it out, or choose one of these with --method"
-        )
-    return read_config(CONFIGS / "compat" / f"{method}.yaml")
-
-
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """["a.b=1"] -> {"a": {"b": 1}}; values are read as YAML."""
-    values: dict[str, Any] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"a setting is given as key=value, got {text!r}")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{key}: {value!r} is not a valid YAML value") from None
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        values = merge(values, _expand(nested))
-    if chosen_by.SECTION in values:
-        raise ConfigError(
-            f"{chosen_by.SECTION} says which search has chosen the settings: only a search's own "
-            "files set it, and nothing empties it; leave it out, and give the file with --config"
-        )
-    return values
-
-
-def _overlay(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge`, but who chose the settings of either stays said."""
-    merged = merge(base, other)
-    united = chosen_by.of_values(base) | chosen_by.of_values(other)
-    return merged | ({chosen_by.SECTION: dataclasses.asdict(united)} if united else {})
-
-
 def load(
     benchmark: str | None = None,
     method: str | None = None,
@@ -417,30 +338,9 @@ def load(
     overrides: Iterable[str] = (),
 ) -> Config:
     """The resolved, checked configuration.  Raises ConfigError."""
-    given = parse_overrides(overrides)
-    from_file = read_config(file) if file else {}
-    if file and not from_file:
-        raise ConfigError(f"{file} holds no settings; write them, or leave --config out")
-    benchmark = benchmark or given.get("benchmark") or from_file.get("benchmark") or "streets"
-    method = method or given.get("method") or from_file.get("method") or "spcl"
-    choose(benchmark, known("benchmarks"), "benchmark")
-    choose(method, known("methods"), "method")
-    of_method = read_config(CONFIGS / "methods" / f"{method}.yaml")
-    usual = _overlay(_expand(of_method), _read_benchmark(benchmark, method))
-    asked = merge(_expand(from_file), given) | {"benchmark": benchmark, "method": method}
-    official = merge(usual, asked).get("compat") == "official"
-    switches = _expand(_read_compat(method)) if official else {}
-    config = build(Config, _overlay(_overlay(usual, switches), asked))
+    config = build(Config, layered(Config, benchmark, method, file, overrides))
     config.check()
     return config
-
-
-def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`model: tiny` is short for `model: {name: tiny}`; expanded before layers are merged."""
-    values = dict(values)
-    if isinstance(values.get("model"), str):
-        values["model"] = {"name": values["model"]}
-    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from spcl import cli, distributed
 from spcl.chosen_by import carry, stored
-from spcl.config import Config, known, load, parse_overrides, told
+from spcl.config import Config, load, told
 from spcl.data.catalog import (
     check_streets,
     data_root,
@@ -19,22 +18,15 @@ from spcl.data.catalog import (
     prepare_streets,
 )
 from spcl.data.planned import refuse
+from spcl.early import check_name
 from spcl.errors import ConfigError
+from spcl.layers import parse_overrides
 from spcl.methods import METHODS
-from spcl.models.segmentor import MODELS
 from spcl.models.weights import check_weights
 from spcl.recipe import find_run, open_run
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
 from spcl.settings import digest
-
-#: Folders of the storage that are no runs.
-RESERVED = {
-    "artefacts": "the folder where runs share their stages",
-    "searches": "the folder of searches",
-    "sweeps": "the folder of sweeps",
-    "leaderboard": "the folder of the boards",
-}
 
 
 @dataclass(frozen=True)
@@ -94,14 +86,6 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
     return made
 
 
-def check_name(name: str) -> None:
-    """ConfigError unless a run can be a folder of this name in the storage."""
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ConfigError(f"--name must be letters, digits, '.', '_' and '-', got {name!r}")
-    if name in RESERVED:
-        raise ConfigError(f"--name must not be {name!r}, {RESERVED[name]}")
-
-
 def default_name(config: Config) -> str:
     plain = {key: value for key, value in told(config).items() if key != "seed"}
     return f"{config.benchmark}-{config.method}-{digest(plain)[:8]}"
@@ -116,16 +100,6 @@ def check_batches(config: Config, workers: int) -> None:
                 f"the batch of stage {stage!r} must be divisible by the workers, "
                 f"got batch {batch} and {workers} workers"
             )
-
-
-def list_known() -> str:
-    lines = []
-    for kind in ("benchmarks", "methods"):
-        lines.append(f"{kind}: {', '.join(known(kind))}")
-    lines.append(f"methods with compat=official: {', '.join(known('compat'))}")
-    lines.append(f"stages: {', '.join(METHODS)}")
-    lines.append(f"models: {', '.join(MODELS)}")
-    return "\n".join(lines)
 
 
 def show_done(request: Request, run: RunFolder) -> None:

@@ -1,19 +1,20 @@
 """What ran, is it done, what does it cost on disk: `python -m spcl.runs ls|show|rm|gc`."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spcl import cli
-from spcl.chosen_by import stored
 from spcl.errors import DataError, UserError
-from spcl.garbage import Garbage, find_garbage, remove
 from spcl.lease import Lease
-from spcl.protocols import headline
-from spcl.results.store import DONE, RunFolder, runs
-from spcl.results.tables import run_table
-from spcl.settings import choose
+
+if TYPE_CHECKING:
+    from spcl.garbage import Garbage
+    from spcl.results.store import RunFolder
 
 EXAMPLE = """examples:
   python -m spcl.runs ls
@@ -24,14 +25,14 @@ EXAMPLE = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m spcl.runs",
         description=__doc__,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
-    after = argparse.ArgumentParser(add_help=False)
+    after = cli.Parser(add_help=False)
     after.add_argument("--storage", default=argparse.SUPPRESS, help="the same, after the command")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", parents=[after], help="every run, a line each")
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find(storage: Path, name: str) -> RunFolder:
+    from spcl.results.store import runs
+    from spcl.settings import choose
+
     found = {run.name: run for run in runs(storage)}
     if not found:
         raise UserError(f"there are no runs in {storage}; give --storage DIR, or train one first")
@@ -76,6 +80,9 @@ def state(run: RunFolder) -> str:
 
 def list_runs(storage: Path) -> str:
     """A line for each run, and a note for each whose record is damaged."""
+    from spcl.protocols import headline
+    from spcl.results.store import DONE, RunFolder, runs
+
     lines, notes = [f"{'run':<40}{'state':<12}{'mIoU':>7}{'disk':>10}"], []
     for run in runs(storage):
         score = "-"
@@ -97,6 +104,8 @@ def list_runs(storage: Path) -> str:
 
 
 def show(run: RunFolder) -> str:
+    from spcl.results.store import DONE
+
     try:
         return _show(run)
     except (LookupError, TypeError, AttributeError) as error:  # of a record without a checksum
@@ -107,6 +116,9 @@ def show(run: RunFolder) -> str:
 
 
 def _show(run: RunFolder) -> str:
+    from spcl.chosen_by import stored
+    from spcl.results.tables import run_table
+
     lines = [f"{run.name}: {state(run)}, {run.folder}"]
     manifest = run.manifest
     if manifest:
@@ -131,6 +143,8 @@ def _show(run: RunFolder) -> str:
 
 def collect(storage: Path, yes: bool) -> None:
     """Show what nothing refers to; remove it if `yes`, or if the terminal's user says so."""
+    from spcl.garbage import find_garbage, remove
+
     garbage = find_garbage(storage)
     for reason in garbage.because:
         print(f"note: {reason}")

@@ -1,24 +1,22 @@
 """Run a recipe without Ray: plain Python, or `torchrun -m spcl.train` for several processes."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import datetime
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-
-from spcl import cli, distributed, launch
-from spcl.config import load
+from spcl import cli
 from spcl.errors import ConfigError, UserError
-from spcl.launch import Request
-from spcl.lease import Lease, LeaseLost, under
-from spcl.recipe import Recipe, choose_device
-from spcl.results.store import RunFolder
-from spcl.telemetry import LiveLine, Telemetry
-from spcl.trainer import Report, Surroundings
+
+if TYPE_CHECKING:
+    from spcl.launch import Request
+    from spcl.telemetry import LiveLine
+    from spcl.trainer import Report
 
 EXAMPLE = """example:
   python -m spcl.train --benchmark streets --method spcl --seeds 0..4
@@ -33,6 +31,13 @@ def run_on_rank(
 
     A UserError goes to FAILED.json, too, and on.
     """
+    from spcl import distributed
+    from spcl.lease import LeaseLost
+    from spcl.recipe import Recipe, choose_device
+    from spcl.results.store import RunFolder
+    from spcl.telemetry import Telemetry
+    from spcl.trainer import Surroundings
+
     run = RunFolder(request.storage / request.name)
     telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
     try:
@@ -46,7 +51,7 @@ def run_on_rank(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m spcl.train",
         description=__doc__,
         epilog=EXAMPLE,
@@ -54,9 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
+    from spcl import early
+
     if arguments.list:
-        print(launch.list_known())
+        print(early.list_known())
         return 0
+    early.check_run(arguments)
+    import torch.distributed as dist  # seconds: after all that needs none
+
+    from spcl import distributed
+
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     try:
         if "WORLD_SIZE" in os.environ:  # torchrun
@@ -77,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _join_group(arguments: argparse.Namespace) -> None:
     """Wait for the other processes that torchrun has started."""
+    import torch
+    import torch.distributed as dist
+
+    from spcl.config import load
+
     # `run` reads the settings once more: a group must know before it exists how long to wait.
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     timeout = datetime.timedelta(seconds=config.train.collective_timeout)
@@ -85,6 +102,12 @@ def _join_group(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
+    from spcl import distributed, launch
+    from spcl.lease import Lease, under
+    from spcl.recipe import choose_device
+    from spcl.results.store import RunFolder
+    from spcl.telemetry import LiveLine
+
     first, workers = distributed.rank() == 0, distributed.world_size()
     for given in arguments.settings:
         if given.startswith("train.workers=") and given != f"train.workers={workers}":

@@ -28,14 +28,12 @@ from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
 from spcl.passes import statistics_pass
 from spcl.settings import choose
+from spcl.validators import LABEL_FREE, OBJECTIVES
 from spcl.validators.consistency import agreement, disturbed
 from spcl.validators.density import density_pixels, soft_neighborhood_density
 from spcl.validators.infomax import class_prior, infomax, infomax_statistics
 from spcl.validators.nuclear import class_grams, nuclear_norm
 from spcl.validators.temperature import fit_temperature, fitting_pixels
-
-LABEL_FREE = ("infomax", "nuclear", "consistency", "density")
-OBJECTIVES = ("label_free", *LABEL_FREE, "source_val", "few_label", "target_oracle")
 
 TARGET_IMAGES = 256  # chosen by hash; all, if there are fewer
 BATCH_PIXELS = 2**16  # of images predicted together: 8 of 64x128, 1 of 512x1024

@@ -54,6 +54,64 @@ def test_no_method_imports_another():
             assert {n for n in others if not n.startswith("spcl.methods.base")} == set(), path
 
 
+def at_the_top(path: Path) -> set[str]:
+    """Full names of the modules that are imported as soon as a file is."""
+    names = set()
+    waiting = list(ast.parse(path.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def loaded_first(entry: Path) -> set[str]:
+    """Top-level packages, not ours or Python's, that are loaded before an entry point's `main`."""
+    foreign, seen, waiting = set(), set(), [entry]
+    while waiting:
+        path = waiting.pop()
+        for name in at_the_top(path):
+            parts = name.split(".")
+            if parts[0] not in OURS:
+                foreign |= {parts[0]} - sys.stdlib_module_names
+                continue
+            for end in range(1, len(parts) + 1):
+                place = ROOT.joinpath(*parts[:end])
+                for file in (place.with_suffix(".py"), place / "__init__.py"):
+                    if file.is_file() and file not in seen:
+                        seen.add(file)
+                        waiting.append(file)
+    return foreign
+
+
+OURS = ("spcl", "ray_jobs", "tune")
+ENTRIES = [
+    str(path.relative_to(ROOT))
+    for path in sorted(file for folder in OURS for file in (ROOT / folder).rglob("*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+] + ["benchmarks/streets.py"]  # the others measure what they import
+#: What else than the standard library may be loaded before `main` answers.
+LOADED = {"spcl/table.py": {"yaml"}}  # a library first
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_entry_points_import_the_rest_within_main(entry):
+    """So that --help and typing errors are answered at once, and Ctrl-C while it loads, too."""
+    assert loaded_first(ROOT / entry) == LOADED.get(entry, set())
+
+
+def test_there_are_entry_points_and_the_walk_sees_what_they_load():
+    assert len(ENTRIES) > 12 and "tune/search.py" in ENTRIES
+    assert {"torch", "torchvision", "yaml"} <= loaded_first(ROOT / "spcl/recipe.py")
+    assert loaded_first(ROOT / "tune/study.py") >= {"optuna", "scipy"}
+
+
 def test_no_script_is_named_like_a_module_it_would_shadow():
     """`python ray_jobs/train.py` puts ray_jobs/ first on sys.path."""
     for folder in ("ray_jobs", "tune"):

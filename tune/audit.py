@@ -11,32 +11,24 @@ confusion matrices are kept in <experiment>/audit/, and a stopped audit goes on 
     audit.json      per validator and rung: Spearman, regret, rank of its pick, with intervals
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from spcl import atomic, cli
-from spcl.artefacts import verify
-from spcl.config import Config
-from spcl.data.catalog import open_data, prepare_streets
-from spcl.data.shards import ShardSet
 from spcl.errors import DataError, UserError
-from spcl.evaluate import evaluate
-from spcl.protocols import headline, score
-from spcl.recipe import choose_device, load_segmentor, set_up_torch
 from spcl.records import read, write
-from spcl.results.store import read_confusions, write_confusions
-from spcl.settings import digest
-from tune.experiment import ORACLE, Experiment, halves
-from tune.outputs import write_outputs
-from tune.report import AUDIT
-from tune.trust import RESAMPLES, TAILS, VALIDATORS, report_lines, validators
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spcl.config import Config
+    from spcl.data.shards import ShardSet
+    from tune.experiment import Experiment
 
 SCHEMA = 1
 
@@ -48,6 +40,11 @@ class Oracle:
     """Per-image confusion matrices (N, K, K) of artefacts on the evaluation split, kept on disk."""
 
     def __init__(self, experiment: Experiment, data: Path, storage: Path):
+        from spcl.data.catalog import open_data, prepare_streets
+        from spcl.recipe import choose_device, set_up_torch
+        from spcl.settings import digest
+        from tune.report import AUDIT
+
         self.config: Config = experiment.config()
         if not self.config.evaluation.wanted:
             raise UserError(
@@ -67,6 +64,8 @@ class Oracle:
         set_up_torch(self.config.train)
 
     def __call__(self, artefact: str) -> np.ndarray:
+        from spcl.results.store import read_confusions, write_confusions
+
         path = self.cache / f"{artefact}.parquet"
         known = self.hashes.get(artefact)
         if not path.is_file() or known not in (None, atomic.sha256(path)):
@@ -84,6 +83,10 @@ class Oracle:
         return earlier.get("matrices", {}) if same else {}
 
     def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
+        from spcl.artefacts import verify
+        from spcl.evaluate import evaluate
+        from spcl.recipe import load_segmentor
+
         folder = self.artefacts / artefact
         if not folder.is_dir():
             raise DataError(
@@ -98,6 +101,8 @@ class Oracle:
 
 def miou(matrices: np.ndarray, protocol: str) -> float:
     """The protocol's headline mean of confusion matrices (N, K, K), in [0, 1]."""
+    from spcl.protocols import headline, score
+
     return headline(score(matrices.sum(0), protocol)["means"])["value"]
 
 
@@ -114,6 +119,12 @@ def audit(
 
     data, storage: where they are now, if not where the search had them
     """
+    import numpy as np
+
+    from tune.experiment import ORACLE, Experiment, halves
+    from tune.report import AUDIT
+    from tune.trust import RESAMPLES, VALIDATORS, validators
+
     experiment = Experiment(folder)
     if experiment.reference is None or not experiment.done:
         raise UserError(f"nothing to audit: {experiment.name} has no finished job yet")
@@ -159,6 +170,9 @@ def audit(
 def _row(
     experiment: Experiment, record: dict[str, Any], matrices: np.ndarray, protocol: str
 ) -> dict[str, Any]:
+    from spcl.protocols import score
+    from tune.trust import VALIDATORS
+
     values = {name: record["validators"].get(name) for name in VALIDATORS[:-1]}
     return {
         "configuration": record["configuration"],
@@ -179,6 +193,10 @@ def gain(
 
     At the last rung that both have reached; interval over images, drawn for both alike.
     """
+    import numpy as np
+
+    from tune.trust import RESAMPLES, TAILS
+
     chosen, default = experiment.chosen, experiment.default
     if chosen is None:
         return None
@@ -240,6 +258,9 @@ def optimism(
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     buffer = pa.BufferOutputStream()
     table = pa.Table.from_pylist(list(rows)).replace_schema_metadata({"schema": str(SCHEMA)})
     pq.write_table(table, buffer, compression="zstd")
@@ -256,6 +277,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="converted data, if moved since the search")
     parser.add_argument("--storage", type=Path, help="results, if moved since the search")
     arguments = parser.parse_args(argv)
+    from tune.experiment import Experiment
+
+    Experiment(arguments.experiment)  # is it one?  before the seconds that torch takes to load
+    from tune.outputs import write_outputs
+    from tune.trust import report_lines
+
     folder = arguments.experiment.resolve()
     _, summary = audit(
         folder, arguments.data, arguments.storage, lambda t: print(t, file=sys.stderr, flush=True)

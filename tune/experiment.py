@@ -4,22 +4,27 @@ Opens no data and writes nothing.  Scores are computed here from the recorded va
 objective's one formula.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spcl import records
 from spcl.chosen_by import ChosenBy
-from spcl.config import Config, from_dict
 from spcl.data.sampling import hash_chosen
 from spcl.errors import ConfigError, DataError
 from spcl.settings import merge, read_yaml
-from spcl.validation import objective
 
+if TYPE_CHECKING:
+    from spcl.config import Config
+
+SEARCHES = "searches"  # folder of experiments in the storage
+SAMPLERS = ("tpe", "random", "qmc")  # what proposes configurations, see `tune.study`
 WAY_OUT = "remove it and search again"
 REFERENCE = -1  # the configuration and rung of the warm-up network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
@@ -80,6 +85,8 @@ class Experiment:
         """A job's score by the search's objective, or another; None: a constraint is violated."""
         if record["status"] != "done" or self.reference is None:
             return None
+        from spcl.validation import objective  # imports torch
+
         name = name or self.request["objective"]
         return objective(record["validators"], self.reference["validators"], name)
 
@@ -117,6 +124,8 @@ class Experiment:
         What jobs add to keep target labels shut is not in it; what they hold out of the source is.
         A point says who has chosen it.
         """
+        from spcl.config import from_dict  # imports torch
+
         values = merge(self.request["config"], {"source": {"holdout": self.request["holdout"]}})
         if configuration is not None:
             values = merge(values, nested(self.settings(configuration)))

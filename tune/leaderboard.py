@@ -14,11 +14,6 @@ from pathlib import Path
 
 from spcl import cli
 from spcl.errors import UserError
-from spcl.results.aggregate import read_runs
-from spcl.results.columns import plain
-from spcl.results.published import published_results
-from spcl.results.ranking import make_boards
-from spcl.results.report import board_text, write_boards
 
 FOLDER = "leaderboard"  # in the storage
 CACHE = ".read.parquet"  # what was read, so that a second call reads only what is new
@@ -36,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help=f"default: <storage>/{FOLDER}")
     parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
     arguments = parser.parse_args(argv)
+    from spcl.results.aggregate import read_runs
+    from spcl.results.columns import plain
+    from spcl.results.published import published_results
+    from spcl.results.ranking import make_boards
+    from spcl.results.report import board_text, write_boards
+
     folders = arguments.runs
     if folders is None or arguments.out is None:
         storage = cli.storage_root(arguments.storage, writes=arguments.out is None)

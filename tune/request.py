@@ -14,12 +14,11 @@ from spcl.data.catalog import roles
 from spcl.data.planned import count_images, find_split
 from spcl.errors import ConfigError, UserError
 from spcl.settings import dump_yaml, flatten
-from tune.experiment import ORACLE, REFERENCE, read_request
+from tune.experiment import ORACLE, REFERENCE, SEARCHES, read_request
 from tune.jobs import LABELLED_SPLIT, Job
 from tune.rungs import Rung, added_steps, at_rung, shared_stages
 from tune.space import Parameters, Space
 
-SEARCHES = "searches"  # folder of experiments in the storage
 HOLDOUT = 256  # source images kept from training to validate on
 HOLDOUT_SHARE = 10  # at most a tenth of them
 FEW_LABEL = "few_label"

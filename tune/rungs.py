@@ -8,16 +8,20 @@ Promotion is asynchronous successive halving (Li et al. 2020, arXiv:1810.05934):
 a rung to be full.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from spcl.config import NO_DATASET, Config
 from spcl.errors import ConfigError
-from spcl.methods import METHODS
 from tune.experiment import REFERENCE
+
+if TYPE_CHECKING:
+    from spcl.config import Config
 
 SHORTEST = 1e-9  # seconds
 FRACTIONS = (Fraction(1, 4), Fraction(1, 2), Fraction(1))  # of the first stage that is touched
@@ -53,6 +57,8 @@ def shared_stages(config: Config, keys: Collection[str]) -> tuple[str, ...]:
 
 def _touched(config: Config, key: str) -> list[int]:
     """Indices of the stages that read a setting."""
+    from spcl.methods import METHODS  # imports torch
+
     section = key.split(".")[0]
     if section == "pseudo_label":
         return [i for i, name in enumerate(config.stages) if "predictions" in METHODS[name].needs]
@@ -84,6 +90,8 @@ def at_rung(config: Config, rung: Rung) -> Config:
         name: dataclasses.replace(config.of(name), steps=steps)
         for name, steps in rung.steps.items()
     }
+    from spcl.config import NO_DATASET  # imports torch
+
     closed = dataclasses.replace(config.evaluation, dataset=NO_DATASET)
     return dataclasses.replace(config, stages=rung.stages, evaluation=closed, **sections)
 

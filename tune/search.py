@@ -1,37 +1,26 @@
 """Find good hyper-parameters for a pair of domains, without target labels unless asked to."""
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_jobs import cluster, train
 from spcl import cli
-from spcl.config import Config, load
-from spcl.data.catalog import (
-    check_streets,
-    data_root,
-    expect_data,
-    missing_data,
-    open_data,
-    prepare_streets,
-)
-from spcl.data.planned import STREETS, Planned, refuse
 from spcl.errors import UserError
-from spcl.launch import check_batches, check_name
 from spcl.lease import Lease
-from spcl.settings import choose
-from spcl.validation import OBJECTIVES
-from tune.driver import Driver, forget_failed_reference
-from tune.experiment import ORACLE, Experiment
-from tune.jobs import LABELLED_SPLIT
-from tune.request import SEARCHES, Search, check_objective, few_label_count, with_holdout
-from tune.rungs import PROMOTIONS, Rung, at_rung, ladder
-from tune.space import load_space
-from tune.study import SAMPLERS, mend
-from tune.trust import warning
+
+if TYPE_CHECKING:
+    from spcl.config import Config
+    from spcl.data.planned import Planned
+    from tune.experiment import Experiment
+    from tune.request import Search
+    from tune.rungs import Rung
 
 EXAMPLE = """examples:
   python tune/search.py                                        16 configurations of SPCL on streets
@@ -45,6 +34,10 @@ AUTO = "auto"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from spcl.validators import OBJECTIVES
+    from tune.experiment import SAMPLERS
+    from tune.rungs import PROMOTIONS
+
     parser = cli.Parser(
         prog="python tune/search.py",
         description=__doc__,
@@ -69,8 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--audit", metavar="EXPERIMENT", help="judge a finished search by the target's labels")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
     add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
-    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
-    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    cli.add_places(parser)
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings, e.g. train.threads=1")
     arguments = parser.parse_intermixed_args(argv)
@@ -90,16 +82,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """ConfigError where a name, a key or a value is unknown; told without torch and optuna."""
+    from spcl import early, table
+    from spcl.layers import known
+    from spcl.settings import choose
+    from spcl.validators import OBJECTIVES
+
+    table.check(arguments.benchmark, arguments.method, None, arguments.settings)
+    choose(arguments.objective.partition(":")[0], OBJECTIVES, "objective")
+    space = arguments.space
+    if space and not space.endswith(".yaml") and space != arguments.method:
+        choose(space, known("search"), "space")
+    if arguments.name:
+        early.check_name(arguments.name)
+
+
 def resolve(arguments: argparse.Namespace) -> Search:
     """The search that is asked for, checked as far as possible without starting anything.
 
     A dry run writes nothing, and what data it lacks is no error.
     """
+    from spcl.config import load
+    from spcl.data.catalog import (
+        check_streets,
+        data_root,
+        expect_data,
+        open_data,
+        prepare_streets,
+    )
+    from spcl.data.planned import refuse
+    from spcl.early import check_name
+    from spcl.launch import check_batches
+    from tune.request import Search, check_objective, few_label_count, with_holdout
+    from tune.rungs import at_rung, ladder
+    from tune.space import load_space
+
     config = load(arguments.benchmark, arguments.method, None, arguments.settings)
     data = data_root(arguments.data)
     storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)
     few_label_count(arguments.objective)
-    choose(arguments.objective.partition(":")[0], OBJECTIVES, "objective")
     space = load_space(arguments.space or config.method, config)
     rungs = ladder(config, space.keys)
     check_batches(config, arguments.devices_per_trial)
@@ -139,6 +161,11 @@ def missing_splits(
     arguments: argparse.Namespace, config: Config, rungs: Sequence[Rung], data: Path
 ) -> list[Planned]:
     """What a search reads and is not there.  Of the evaluation split: only if it is scored on."""
+    from spcl.data.catalog import missing_data
+    from tune.jobs import LABELLED_SPLIT
+    from tune.request import few_label_count
+    from tune.rungs import at_rung
+
     scored = arguments.final_seeds or _is_audited(arguments.objective, config)
     read = config if scored else at_rung(config, rungs[-1])
     labelled = [(config.target.dataset, LABELLED_SPLIT)]
@@ -147,6 +174,9 @@ def missing_splits(
 
 def _is_audited(objective: str, config: Config) -> bool:
     """Whether a search ends with an audit: it must say how optimistic an oracle is."""
+    from spcl.data.planned import STREETS
+    from tune.experiment import ORACLE
+
     embedded = config.source.dataset.startswith(STREETS) and config.evaluation.wanted
     return embedded or objective == ORACLE
 
@@ -156,6 +186,9 @@ def run(argv: Sequence[str] | None) -> int:
     if arguments.audit:
         return _audit(find_experiment(arguments.audit, arguments.storage))
     cluster.check_job_paths(arguments, "tune/search.py")
+    check(arguments)
+    from tune.experiment import Experiment
+
     search = resolve(arguments)
     if arguments.dry_run:
         from tune.estimate import describe, is_timed
@@ -180,7 +213,10 @@ def run(argv: Sequence[str] | None) -> int:
 def _climb(search: Search, arguments: argparse.Namespace) -> None:
     """Everything that a search does on the cluster, and its outputs."""
     from tune.agreement import is_current, write_agreement
+    from tune.driver import Driver, forget_failed_reference
+    from tune.experiment import Experiment
     from tune.outputs import write_outputs
+    from tune.study import mend
 
     for text in mend(search.folder):
         _say(text)
@@ -224,6 +260,9 @@ def _places(search: Search, arguments: argparse.Namespace) -> tuple[dict[str, fl
 
 def find_experiment(name: str, storage: str | None) -> Path:
     """The folder of an experiment, given as such or by name."""
+    from spcl.settings import choose
+    from tune.experiment import SEARCHES
+
     folder = Path(name)
     if (folder / "search.yaml").exists():
         return folder.resolve()
@@ -236,6 +275,9 @@ def find_experiment(name: str, storage: str | None) -> Path:
 
 def _show(experiment: Experiment) -> None:
     """The end of a search: the picks and where everything is."""
+    from tune.experiment import ORACLE
+    from tune.trust import warning
+
     chosen = experiment.chosen
     objective = experiment.request["objective"]
     if objective == ORACLE:

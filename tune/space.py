@@ -17,8 +17,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from spcl.config import CONFIGS, Config, from_dict, operational_keys
+from spcl.config import Config, from_dict, operational_keys
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS
 from spcl.settings import choose, flatten, merge, read_yaml, unknown_key
 from tune.experiment import nested
 

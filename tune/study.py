@@ -27,7 +27,6 @@ from spcl.errors import DataError, StorageError
 from spcl.settings import digest
 from tune.space import Parameter, Parameters, Space
 
-SAMPLERS = ("tpe", "random", "qmc")
 JOURNAL = "journal.log"
 JOURNAL_WAY_OUT = "remove it and search again: the jobs' records tell it anew"
 LOCK = ".lock"  # of Optuna's journal backend

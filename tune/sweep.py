@@ -1,22 +1,20 @@
 """A paper's table with one command: a grid of settings times seeds, each stage made once."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_jobs import cluster
 from spcl import cli
-from spcl.chosen_by import carry
-from spcl.data.catalog import data_root
 from spcl.errors import UserError
-from spcl.launch import check_batches, check_name
 from spcl.lease import Lease
-from tune.sweep_file import find_file
-from tune.sweep_grid import SCALES, TINY_FRACTION, Sweep, resolve
-from tune.sweep_live import Live
-from tune.sweep_schedule import Schedule
-from tune.sweep_table import as_text, make_table, write_table
+
+if TYPE_CHECKING:
+    from tune.sweep_grid import Sweep
 
 EXAMPLE = """examples:
   python tune/sweep.py configs/sweeps/components.yaml --dry-run
@@ -29,6 +27,8 @@ DEFAULT_SEEDS = "0..2"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    from tune.sweep_file import SCALES, TINY_FRACTION
+
     parser = cli.Parser(
         prog="python tune/sweep.py",
         description=__doc__,
@@ -46,8 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers-per-cell", type=int, default=1, metavar="N", help="GPUs, else CPU processes")
     add("--dry-run", action="store_true", help="say what would run and cost, and stop")
     add("--time", action="store_true", help="with --dry-run: time steps on a CPU, too")
-    add("--data", help="converted data (default: $SPCL_DATA, else ./data)")
-    add("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    cli.add_places(parser)
     add("--address", help="Ray cluster (default: $RAY_ADDRESS, else this machine)")
     add("settings", nargs="*", metavar="key=value", help="settings of every row")
     arguments = parser.parse_intermixed_args(argv)
@@ -66,13 +65,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
+    from spcl import early
+    from tune.sweep_file import check, find_file, read_sweep
+
     cluster.check_job_paths(arguments, f"tune/sweep.py {arguments.file}")
     if arguments.name is not None:
-        check_name(arguments.name)
+        early.check_name(arguments.name)
+    path, seeds = find_file(arguments.file), cli.parse_seeds(arguments.seeds)
+    check(read_sweep(path), arguments.benchmark, arguments.config, arguments.settings)
+    from spcl.data.catalog import data_root  # what follows imports torch
+    from spcl.launch import check_batches
+    from tune.sweep_grid import resolve
+
     sweep = resolve(
-        find_file(arguments.file),
+        path,
         arguments.benchmark,
-        list(dict.fromkeys(cli.parse_seeds(arguments.seeds))),
+        list(dict.fromkeys(seeds)),
         arguments.scale,
         arguments.settings,
         data_root(arguments.data),
@@ -97,6 +105,11 @@ def run(argv: Sequence[str] | None) -> int:
 
 def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
     """Run what is missing; write and print the table.  1 if a cell failed."""
+    from spcl.chosen_by import carry
+    from tune.sweep_live import Live
+    from tune.sweep_schedule import Schedule
+    from tune.sweep_table import as_text, make_table, write_table
+
     for cell in sweep.distinct:  # finished ones too: who chose the settings of any of their rows
         if cell.config.chosen_by and cell.run.folder.is_dir():
             carry(cell.run, cell.config.chosen_by)

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spcl import table
 from spcl.chosen_by import SECTION, ChosenBy, of_values
-from spcl.config import CONFIGS, Model, known
 from spcl.errors import ConfigError
-from spcl.models.segmentor import MODELS
+from spcl.layers import CONFIGS, known, parse_overrides
 from spcl.protocols import PROTOCOLS
-from spcl.settings import choose, flatten, read_yaml, unknown_key
+from spcl.settings import build, choose, flatten, read_yaml, unknown_key
 
 SWEEPS = "sweeps"  # folder of configs/, and of the storage
+TINY = "tiny"
+SCALES = ("full", TINY)
+TINY_FRACTION = 20  # a stage of --scale tiny is the first twentieth of its steps
 
 FILE_KEYS = (
     "title", "source", "backbone", "benchmark", "method", "settings", "columns", "reference",
@@ -85,9 +88,27 @@ def read_sweep(path: Path) -> SweepFile:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def check(
+    file: SweepFile, benchmark: str | None, base: Path | None, settings: Sequence[str]
+) -> None:
+    """ConfigError where a key or value of the rows or of the command line is unknown."""
+    build(table.settings(), parse_overrides(settings))  # its mistakes are no row's
+    for row in file.rows:
+        given = [*overrides(file.settings), *settings, *overrides(row.settings)]
+        try:
+            table.check(benchmark or file.benchmark, file.method, base, given)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from None
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
 def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     _check_keys(values, FILE_KEYS, "")
     columns = _names(values.get("columns", []), "columns")
+    models, backbone = table.read()["models"], table.read()["settings"]["model.name"]["default"]
     settings, chosen_by = _settings(values, "settings")
     for key in ARGUMENTS.keys() & settings.keys():
         raise ConfigError(f"settings must not have {key}, which is set by {ARGUMENTS[key]}")
@@ -106,7 +127,7 @@ def _sweep_file(values: Mapping[str, Any], stem: str) -> SweepFile:
     return SweepFile(
         title=str(values.get("title", stem)),
         source=str(values.get("source", "")),
-        backbone=choose(values.get("backbone", Model.name), MODELS, "backbone"),
+        backbone=choose(values.get("backbone", backbone), models, "backbone"),
         benchmark=values.get("benchmark"),
         method=values.get("method", "spcl"),
         settings=settings,

@@ -5,14 +5,12 @@ cells of any two sweeps are one run.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spcl.chosen_by import ChosenBy
-from spcl.config import Config, load, operational_keys, parse_overrides, read_config
+from spcl.config import Config, load, operational_keys
 from spcl.data.catalog import (
     check_streets,
     expect_data,
@@ -22,14 +20,21 @@ from spcl.data.catalog import (
 )
 from spcl.data.planned import Planned, count_classes, refuse
 from spcl.errors import ConfigError, UserError
+from spcl.layers import parse_overrides, read_config
 from spcl.results.store import RunFolder
 from spcl.settings import build, digest, flatten
 from spcl.stages import Stage, plan
-from tune.sweep_file import ARGUMENTS, SWEEPS, Row, SweepFile, read_sweep
+from tune.sweep_file import (
+    ARGUMENTS,
+    SWEEPS,
+    TINY,
+    TINY_FRACTION,
+    Row,
+    SweepFile,
+    overrides,
+    read_sweep,
+)
 
-TINY = "tiny"
-SCALES = ("full", TINY)
-TINY_FRACTION = 20  # a stage of --scale tiny is the first twentieth of its steps
 KEY_DIGITS = 12
 
 
@@ -117,7 +122,7 @@ def resolve(
     base      a config file that all rows begin from, e.g. a search's best.yaml
     """
     file = read_sweep(path)
-    begun = read_config(base) if base else {}
+    begun = read_config(Config, base) if base else {}
     if begun.get("method", file.method) != file.method:
         raise ConfigError(
             f"{base} is of method {begun['method']}, but the sweep {path.stem} of {file.method}; "
@@ -132,7 +137,7 @@ def resolve(
     told = sorted(t for t in settings if t.partition("=")[0] not in silent)
     asked = ARGUMENTS.keys() | flatten(given).keys() | silent
     kept = {key: value for key, value in flatten(begun).items() if key not in asked}
-    told = sorted(_overrides(kept)) + told
+    told = sorted(overrides(kept)) + told
     benchmark = benchmark or file.benchmark or begun.get("benchmark") or "streets"
     plain = path.stem + f"-{benchmark}" + ("" if scale == "full" else f"-{scale}")
     usual = f"{plain}-{digest(told)[:8]}" if told else plain
@@ -141,8 +146,8 @@ def resolve(
     configs: dict[str, Config] = {}
     missing: dict[str, Planned] = {}
     for row in file.rows:
-        overrides = [*settings, f"train.workers={workers}"]
-        config = _config(file, row, benchmark, scale, overrides, base)
+        given_here = [*settings, f"train.workers={workers}"]
+        config = _config(file, row, benchmark, scale, given_here, base)
         if not config.evaluation.wanted:
             raise UserError("a sweep compares scores: evaluation.dataset must be a labelled set")
         configs[row.name] = config
@@ -208,17 +213,13 @@ def _config(
             benchmark,
             file.method,
             base,
-            [*_overrides(file.settings), *settings, *_overrides(row.settings)],
+            [*overrides(file.settings), *settings, *overrides(row.settings)],
         )
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from None
     chosen_by = config.chosen_by | file.chosen_by | row.chosen_by
     config = dataclasses.replace(config, chosen_by=chosen_by)
     return config if scale == "full" else shortened(config)
-
-
-def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def shortened(config: Config) -> Config:

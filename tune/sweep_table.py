@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from spcl import atomic
 from spcl.chosen_by import ChosenBy, stored
 from spcl.results.tables import interval, with_spread
-from tune.sweep_file import Row
-from tune.sweep_grid import TINY_FRACTION, Sweep
+from tune.sweep_file import TINY_FRACTION, Row
+from tune.sweep_grid import Sweep
 
 MARK = "✓"
 NOTHING = "–"

@@ -13,7 +13,7 @@ import uuid
 from dataclasses import asdict
 
 from ray_jobs import cluster
-from spcl import atomic
+from spcl import atomic, cli
 from spcl.config import Train
 from spcl.errors import StorageError, UserError
 from tune.driver import Driver
@@ -35,7 +35,7 @@ def connect(address: str | None) -> None:
         os.environ.setdefault(name, value)
     cluster.connect(address)
     for sign in (signal.SIGINT, signal.SIGTERM):  # Ray has put handlers of its own
-        signal.signal(sign, signal.default_int_handler)
+        signal.signal(sign, cli.interrupt)
 
 
 def worker_resources(train: Train) -> dict[str, float]:

@@ -194,7 +194,7 @@ def _reads_streets(config: Config) -> bool:
 
 def _render(config: Config, raw: Path) -> None:
     """Write the raw files of `streets`, or see that those there are the same."""
-    from spcl.data.streets import write_trees
+    from spcl.data.streets.trees import write_trees
 
     c = config.streets
     write_trees(

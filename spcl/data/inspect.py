@@ -4,6 +4,8 @@ Prints counts, label encoding, id map and class histogram, and draws a contact s
 only; whether their bytes are whole says `ray_jobs/ingest.py --verify`.
 """
 
+from __future__ import annotations
+
 import argparse
 import difflib
 import io
@@ -12,18 +14,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from spcl import atomic
-from spcl.cli import guarded
-from spcl.data.datasets import DATASETS, terms_of
-from spcl.data.labels import IGNORE_INDEX
-from spcl.data.shards import INDEX, MANIFEST, ShardSet, read_manifest
-from spcl.data.sheet import choose_samples, contact_sheet
-from spcl.data.streets import trees as streets
+from spcl.cli import Parser, guarded
 from spcl.errors import DataError
+
+if TYPE_CHECKING:
+    from spcl.data.shards import ShardSet
 
 BAR = 30  # characters of the longest bar
 KEY = 15  # characters of a fact's name
@@ -38,6 +36,10 @@ EXAMPLE = """examples:
 
 def facts(shards: ShardSet) -> dict[str, Any]:
     """What manifest and index say of a split: plain values, in the order they are shown."""
+    import pyarrow.parquet as pq
+
+    from spcl.data.shards import INDEX, read_manifest
+
     manifest, metadata = read_manifest(shards.folder), shards.metadata
     columns = ["flags", "ignore_pixels"] if shards.labelled else ["flags"]
     index = pq.read_table(shards.folder / INDEX, columns=columns)
@@ -86,6 +88,9 @@ def facts(shards: ShardSet) -> dict[str, Any]:
 
 def _terms(metadata: dict[str, Any]) -> dict[str, str]:
     """Licence and redistribution; old conversions state those of the format for any data in it."""
+    from spcl.data.datasets import DATASETS, terms_of
+    from spcl.data.streets import trees as streets
+
     said = {key: metadata[key] for key in ("licence", "redistribution")}
     known = DATASETS.get(metadata["format"])
     name = metadata["view"]["parent"] if metadata["view"] else metadata["name"]
@@ -122,6 +127,8 @@ def _pairs(values: dict[str, Any]) -> str:
 
 def _histogram(found: dict[str, Any]) -> list[str]:
     """A line per class: trainId, name, raw ids that became it, images, share of pixels, bar."""
+    from spcl.data.labels import IGNORE_INDEX
+
     sources: dict[int, list[int]] = {}
     for raw, train_id in found["id_map"].items():
         sources.setdefault(train_id, []).append(int(raw))
@@ -167,6 +174,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def splits_below(folder: Path) -> list[Path]:
     """Folders of finished splits at any depth; hidden ones are conversions in progress."""
+    from spcl.data.shards import MANIFEST
+
     found = []
     for path in sorted(folder.rglob(MANIFEST)):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -177,6 +186,8 @@ def splits_below(folder: Path) -> list[Path]:
 
 def _is_of_shards(manifest: Path) -> bool:
     """Other things have manifests too: runs, and other people's folders."""
+    from spcl.data.shards import INDEX
+
     if (manifest.parent / INDEX).exists():
         return True  # also where the manifest cannot be read
     try:
@@ -187,6 +198,8 @@ def _is_of_shards(manifest: Path) -> bool:
 
 def list_splits(folders: list[Path], root: Path) -> str:
     """One line per split; a damaged one is told and the others are listed."""
+    from spcl.data.shards import ShardSet
+
     width = max(len(str(folder.relative_to(root))) for folder in folders)
     lines = []
     for folder in folders:
@@ -209,6 +222,8 @@ def list_splits(folders: list[Path], root: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    from spcl.data.shards import MANIFEST, ShardSet
+
     folder, out = arguments.folder.absolute(), arguments.out
     if out and out.suffix != ".png":
         raise DataError(f"--out must name a .png file, got {out}")
@@ -235,6 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(shards: ShardSet, out: Path, count: int) -> None:
+    from spcl.data.sheet import choose_samples, contact_sheet
+
     samples = choose_samples(shards.class_pixels, len(shards), count)
     buffer = io.BytesIO()
     contact_sheet(shards, samples).save(buffer, "PNG")
@@ -259,7 +276,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spcl.data.inspect",
         description="Say what a converted split holds, and draw a contact sheet of it.",
         epilog=EXAMPLE,

@@ -4,3 +4,7 @@ Every score is a function of sums over images of what one image contributes, so 
 over images needs no second look at any.
 Letters: B images of a batch, K classes, P pixels of an image, N pixels of all.
 """
+
+LABEL_FREE = ("infomax", "nuclear", "consistency", "density")
+#: What a search may maximise, see `spcl.validation.objective`.
+OBJECTIVES = ("label_free", *LABEL_FREE, "source_val", "few_label", "target_oracle")

@@ -11,7 +11,8 @@ from torch.func import functional_call
 from toys import CLASSES, Stripes, method, train
 
 from spcl import cli
-from spcl.config import CONFIGS, load
+from spcl.config import load
+from spcl.layers import CONFIGS
 from spcl.losses.adversarial import bce_to
 from spcl.losses.affinity import (
     NEIGHBOURS,

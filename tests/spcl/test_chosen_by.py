@@ -123,10 +123,10 @@ def test_layers_unite(tmp_path, monkeypatch, layer):
     """Whatever a file that is read later says, or leaves empty."""
     import shutil
 
-    from spcl import config
+    from spcl import layers
 
-    shutil.copytree(config.CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    shutil.copytree(layers.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(layers, "CONFIGS", tmp_path / "configs")
     name = {"benchmarks": "streets", "methods": "spcl"}[layer]
     with open(tmp_path / "configs" / layer / f"{name}.yaml", "a") as file:
         file.write(yaml.safe_dump({"chosen_by": dataclasses.asdict(MANY)}))

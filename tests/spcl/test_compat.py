@@ -8,11 +8,12 @@ from conftest import MINI
 from torch import nn
 from toys import Stripes, method, train
 
-from spcl import cli, config, trainer
-from spcl.config import CONFIGS, differences, known, load
+from spcl import cli, layers, trainer
+from spcl.config import differences, load
 from spcl.data.batch import Batch
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS, known
 from spcl.methods.adversarial import Adversarial
 from spcl.methods.spcl import SPCL
 from spcl.models.normalization import RunningBatchNorm2d
@@ -398,7 +399,7 @@ def benchmark(folder, monkeypatch, methods):
     (folder / "benchmarks").mkdir()
     text = f"model: {{name: tiny}}\nadversarial: {{steps: 5}}\nmethods: {methods}\n"
     (folder / "benchmarks" / "streets.yaml").write_text(text)
-    monkeypatch.setattr(config, "CONFIGS", folder)
+    monkeypatch.setattr(layers, "CONFIGS", folder)
 
 
 # A whole run.

@@ -20,6 +20,7 @@ from experiments import (
 )
 from scipy.stats import spearmanr
 
+from spcl import evaluate as evaluate_file
 from spcl.config import load
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize
@@ -27,7 +28,6 @@ from spcl.errors import DataError, UserError
 from spcl.metrics import confusion_matrix, mean_iou
 from spcl.recipe import load_segmentor
 from spcl.results.store import read_confusions
-from tune import audit as audit_file
 from tune.audit import audit, main
 from tune.experiment import halves
 
@@ -125,7 +125,7 @@ def test_gain_falls_back_to_a_rung_that_both_have_reached(tmp_path, storage, min
 
 def test_resumed_audit_evaluates_nothing_twice(storage, mini_data, monkeypatch, tmp_path):
     folder = make(storage, records(), data=str(mini_data), name="resumed")
-    seen, real = [], audit_file.evaluate
+    seen, real = [], evaluate_file.evaluate
 
     def stops_at_the_third(*arguments):
         if len(seen) == 3:
@@ -133,11 +133,11 @@ def test_resumed_audit_evaluates_nothing_twice(storage, mini_data, monkeypatch, 
         seen.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(audit_file, "evaluate", stops_at_the_third)
+    monkeypatch.setattr(evaluate_file, "evaluate", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         audit(folder)
     assert not (folder / "audit.parquet").exists()
-    monkeypatch.setattr(audit_file, "evaluate", lambda *a: (seen.append(1), real(*a))[1])
+    monkeypatch.setattr(evaluate_file, "evaluate", lambda *a: (seen.append(1), real(*a))[1])
     rows, _ = audit(folder)
     assert len(seen) == len(JOBS) + 1
     again, _ = audit(folder)
@@ -147,8 +147,8 @@ def test_resumed_audit_evaluates_nothing_twice(storage, mini_data, monkeypatch, 
 def test_jobs_that_share_an_artefact_are_evaluated_once(storage, mini_data, monkeypatch):
     same = [record(n, 0, validators(n), artefact="spcl-0-0") for n in range(8)]
     folder = make(storage, same, data=str(mini_data), name="shared")
-    seen, real = [], audit_file.evaluate
-    monkeypatch.setattr(audit_file, "evaluate", lambda *a: (seen.append(1), real(*a))[1])
+    seen, real = [], evaluate_file.evaluate
+    monkeypatch.setattr(evaluate_file, "evaluate", lambda *a: (seen.append(1), real(*a))[1])
     rows, summary = audit(folder)
     assert len(seen) == 2 and len(rows) == 9
     assert "all values are equal" in next(

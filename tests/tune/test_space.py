@@ -1,7 +1,8 @@
 import pytest
 
-from spcl.config import CONFIGS, Config, known, load
+from spcl.config import Config, load
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS, known
 from spcl.settings import flatten, read_yaml
 from tune.space import build_space, load_space
 

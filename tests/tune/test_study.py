@@ -5,8 +5,9 @@ import pytest
 from optuna.trial import TrialState
 
 from spcl.config import load
+from tune.experiment import SAMPLERS
 from tune.space import load_space
-from tune.study import SAMPLERS, Journal, Seen, mend, propose, view
+from tune.study import Journal, Seen, mend, propose, view
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from clusters import environment, wait_until
 from conftest import MINI
 
 from spcl.chosen_by import ChosenBy
-from spcl.config import CONFIGS, load
+from spcl.config import load
 from spcl.errors import ConfigError
+from spcl.layers import CONFIGS
 from spcl.lease import Lease
 from spcl.protocols import PROTOCOLS
 from spcl.results.aggregate import read_runs

@@ -8,8 +8,3 @@ with other scenes and other class colours, is for fixing hyper-parameters.
 `domains` holds both looks, `layout` places things in metres, `things` and `canvas` draw them,
 `render` makes image and label of it, `trees` writes files.
 """
-
-from spcl.data.streets.render import render
-from spcl.data.streets.trees import RENDERER_VERSION, write_trees
-
-__all__ = ["RENDERER_VERSION", "render", "write_trees"]

@@ -1,20 +1,19 @@
 """Command line of the embedded benchmark: write its trees, or a sheet to look at."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from spcl.cli import guarded
-from spcl.data.labels import colorize
-from spcl.data.streets.domains import DOMAINS
-from spcl.data.streets.render import render
-from spcl.data.streets.trees import write_trees
+from spcl.cli import Parser, guarded
 from spcl.errors import DataError
-from spcl.export import write_png
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PREVIEW_SCENES = 8
 
@@ -30,6 +29,8 @@ def run(argv: Sequence[str] | None) -> int:
     if not (arguments.out or arguments.preview):
         raise DataError("nothing to do: give --out DIR, --preview FILE.png, or both")
     if arguments.out:
+        from spcl.data.streets.trees import write_trees
+
         write_trees(
             arguments.out,
             world=arguments.world,
@@ -42,6 +43,8 @@ def run(argv: Sequence[str] | None) -> int:
         )
         print(f"streets, world {arguments.world}: {arguments.out}")
     if arguments.preview:
+        from spcl.export import write_png
+
         write_png(arguments.preview, contact_sheet(arguments.world, height, width))
         print(f"preview: {arguments.preview}")
     return 0
@@ -49,6 +52,12 @@ def run(argv: Sequence[str] | None) -> int:
 
 def contact_sheet(world: int, height: int, width: int) -> np.ndarray:
     """One scene per row: sim image, sim label, real image, real label; (H, W, 3) uint8."""
+    import numpy as np
+
+    from spcl.data.labels import colorize
+    from spcl.data.streets.domains import DOMAINS
+    from spcl.data.streets.render import render
+
     rows = []
     for index in range(PREVIEW_SCENES):
         row = []
@@ -75,7 +84,7 @@ def _show(done: int, total: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m spcl.data.streets",
         description="Render the embedded street benchmark: a GTA5 tree and a Cityscapes tree.",
         epilog="example: python -m spcl.data.streets --out data/streets/raw --preview sheet.png",

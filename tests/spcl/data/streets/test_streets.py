@@ -17,10 +17,10 @@ from spcl.data.labels import (
     NUM_CLASSES,
     lookup_table,
 )
-from spcl.data.streets import render, write_trees
 from spcl.data.streets.__main__ import main
 from spcl.data.streets.domains import CAR, ROAD, SKY, class_offsets
-from spcl.data.streets.render import Canvas, scene
+from spcl.data.streets.render import Canvas, render, scene
+from spcl.data.streets.trees import write_trees
 from spcl.errors import DataError
 
 SMALL = dict(source_images=3, target_images=4, val_images=3, height=24, width=48)
@@ -57,7 +57,8 @@ def test_a_scene_does_not_depend_on_what_was_rendered_before():
 
 def test_another_process_renders_the_same_bytes():
     program = (
-        "import hashlib; from spcl.data.streets import render; i, l = render(0, 'real', 'val', 5); "
+        "import hashlib; from spcl.data.streets.render import render; "
+        "i, l = render(0, 'real', 'val', 5); "
         "print(hashlib.sha256(i.tobytes() + l.tobytes()).hexdigest())"
     )
     out = subprocess.run(
