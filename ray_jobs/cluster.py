@@ -84,6 +84,8 @@ def connect(address: str | None) -> None:
 
     if ray.is_initialized():
         return
+    # Of Ray's own files; asked for now, since a full one would be passed over.
+    folder = Path(tempfile.gettempdir())
     where = "on this machine" if local else f"at {address}"
     options = {"include_dashboard": False} if local else {}
     try:
@@ -97,9 +99,6 @@ def connect(address: str | None) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # Ray raises Exception itself where a node does not start
-        folder = Path(
-            tempfile.gettempdir()
-        )  # of Ray's own files; without room there it says nothing
         full = local and shutil.disk_usage(folder).free < ROOM
         refused = refusal(OSError(errno.ENOSPC, "") if full else error, folder)
         if refused:
