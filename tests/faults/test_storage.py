@@ -368,7 +368,8 @@ def test_ray_that_finds_no_room_for_its_own_files_is_told_alike(size, disk, monk
         raise Exception("The current node timed out during startup.\nmore")
 
     disk.mount(size)
-    monkeypatch.setattr(cluster.tempfile, "tempdir", str(disk.folder))
+    monkeypatch.setattr(cluster, "_usual", lambda: ("TMPDIR", disk.folder))
+    monkeypatch.setattr(cluster, "temporary_folder", lambda: {})  # as if its name were short
     monkeypatch.setattr(ray, "init", no_node)
     with pytest.raises(UserError) as told:
         cluster.connect("local")

@@ -161,7 +161,7 @@ MISTAKES = {
     "scale 0": (["mini", "--scales", "0"], "evaluation.scales must be at least 0.1, got 0.0"),
     "window": (["mini", "--window", "512"], "--window must be height x width like 512x1024"),
     "workers": (["mini", "--workers", "-1"], "--workers must be 0 or more, got -1"),
-    "option": (["mini", "--flipp", "1"], "unrecognized arguments"),
+    "option": (["mini", "--flipp", "1"], "did you mean --flip?"),
     "no labels": (["mini", "--dataset", "streets/real", "--split", "train"], "has no labels, so"),
     "analysis": (
         ["mini", "--dataset", "streets/real", "--split", "train", "--analysis"],
