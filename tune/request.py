@@ -51,7 +51,7 @@ class Search:
 
     @property
     def is_new(self) -> bool:
-        return not (self.folder / "search.yaml").is_file()
+        return not (self.folder / "search.yaml").exists()
 
     @property
     def shared(self) -> tuple[str, ...]:
