@@ -88,7 +88,7 @@ def find_dataset(given: str) -> Dataset:
 
 def chosen_splits(arguments: argparse.Namespace, dataset: Dataset) -> list[str]:
     """The splits to convert.  What a file system shows is enough; no file is opened."""
-    from spcl.data.listing import splits_there
+    from spcl.data.layouts import splits_there
     from spcl.settings import choose
 
     if arguments.split:

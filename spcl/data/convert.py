@@ -28,7 +28,8 @@ from spcl.data.datasets import DATASETS, Dataset, LabelFiles, terms_of
 from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
 from spcl.data.labels import IGNORE_INDEX
-from spcl.data.listing import ERROR, SHOWN_NAMES, Problem, Sample, list_samples
+from spcl.data.layouts import SHOWN_NAMES
+from spcl.data.listing import ERROR, Problem, Sample, list_samples
 from spcl.data.pictures import MAX_PIXELS
 from spcl.data.streets import trees as streets
 from spcl.errors import DataError

@@ -17,7 +17,8 @@ from ray_jobs import ingest
 from spcl.data.convert import convert
 from spcl.data.datasets import DATASETS
 from spcl.data.datasets.custom import read_description
-from spcl.data.listing import list_samples, splits_there
+from spcl.data.layouts import splits_there
+from spcl.data.listing import list_samples
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
