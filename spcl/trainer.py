@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spcl import checkpoint, distributed, heartbeat
+from spcl import checkpoint, distributed, heartbeat, optimization
 from spcl.checkpoint import Checkpoints
 from spcl.config import Train
 from spcl.data.batch import Batch
@@ -23,7 +23,7 @@ from spcl.data.labels import TRAIN_ID_COLORS
 from spcl.data.loader import Steps
 from spcl.errors import UserError
 from spcl.evaluate import batch_confusion
-from spcl.methods.base import Method, StageConfig, Term, poly_factor
+from spcl.methods.base import Method, StageConfig, Term
 from spcl.metrics import mean_iou
 from spcl.panels import training_panel
 from spcl.telemetry import Telemetry
@@ -61,7 +61,7 @@ def fit(
     if train.compile:
         method.segmentor.compile()
     optimizers = method.optimizers()
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    rates = optimization.rates_of(optimizers)
     wrapped = wrap(method)  # gives every rank the buffers of rank 0, so it comes first
     start = _resume(name, method, optimizers, checkpoints, around)
     window = Window(device)
@@ -75,8 +75,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if train.clip_norm:
-            nn.utils.clip_grad_norm_(method.parameters(), train.clip_norm)
-        _schedule(optimizers, rates, poly_factor(step, stage.horizon, stage.poly_power))
+            optimization.clip(optimizers, train.clip_norm)
+        optimization.schedule(optimizers, rates, optimization.factor(stage, step))
         for optimizer in optimizers:
             optimizer.step()
         method.after_step(step)
@@ -186,12 +186,6 @@ def _batches(
     cuda = device.type == "cuda"
     for batch in data.batches(start, stop, train.loader_workers, pin=cuda):
         yield batch.to(device, train.channels_last)
-
-
-def _schedule(optimizers: list, rates: list[list[float]], factor: float) -> None:
-    for optimizer, base in zip(optimizers, rates, strict=True):
-        for group, rate in zip(optimizer.param_groups, base, strict=True):
-            group["lr"] = rate * factor
 
 
 def _state(method: Method, optimizers: list, step: int) -> dict[str, Any]:

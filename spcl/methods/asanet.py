@@ -13,9 +13,10 @@ from spcl.data.batch import Batch
 from spcl.losses.adversarial import players
 from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_convolution, probabilities
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, StageConfig, Term, poly_factor
+from spcl.methods.base import Method, StageConfig, Term
 from spcl.models.critic import Critic
 from spcl.models.segmentor import Segmentor
+from spcl.optimization import poly_factor
 from spcl.settings import setting
 
 

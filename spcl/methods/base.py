@@ -1,4 +1,4 @@
-"""The contract between the trainer and a method, and the schedule every method shares.
+"""The contract between the trainer and a method, and the settings every stage shares.
 
 A method is one `nn.Module` in one DDP wrapper: one forward, one backward for all players.
 """
@@ -9,8 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from spcl import optimization
 from spcl.data.batch import Batch
 from spcl.models.segmentor import Output, Segmentor
+from spcl.optimization import OPTIMIZERS
 from spcl.settings import setting
 
 
@@ -32,7 +34,12 @@ class StageConfig:
     head_multiplier: float = setting(10.0, "authors' code: classifier at 10x", low=0.0)
     momentum: float = setting(0.9, "authors' code", low=0.0, below=1.0)
     weight_decay: float = setting(5e-4, "authors' code", low=0.0)
-    poly_power: float = setting(0.9, "authors' code", low=0.0)
+    poly_power: float = setting(0.9, "authors' code; 1 is a linear decay", low=0.0)
+    optimizer: str = setting("sgd", "authors' code; adamw is DAFormer's", choices=OPTIMIZERS)
+    warm_up_steps: int = setting(0, "authors' code: none; 1500 in DAFormer's, linear", low=0)
+    norm_decay: bool = setting(
+        True, "authors' code; false is DAFormer's: no weight decay of scales and shifts"
+    )
     batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
     scale: tuple[float, float] = setting(
         (1.0, 1.0), "paper: no random scale here; times the size that is cropped", low=0.1
@@ -109,21 +116,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """SGD on the segmentor, the head at `head_multiplier` times the backbone's rate."""
-        c, groups = self.config, self.segmentor.parameter_groups()
-        rates = {"backbone": c.learning_rate, "head": c.learning_rate * c.head_multiplier}
-        return [
-            torch.optim.SGD(
-                [{"params": groups[name], "lr": rate} for name, rate in rates.items()],
-                momentum=c.momentum,
-                weight_decay=c.weight_decay,
-            )
-        ]
+        """The segmentor's; a method with other players adds theirs."""
+        return [optimization.build(self.segmentor, self.config)]
 
     def after_step(self, step: int) -> None:
         """Called after the optimizers' step: teachers and the like."""
-
-
-def poly_factor(step: int, horizon: int, power: float) -> float:
-    """(1 - step / horizon) ** power, never negative: what multiplies the learning rate."""
-    return max(0.0, 1.0 - step / horizon) ** power

@@ -9,26 +9,13 @@ from toys import TRAIN, Stripes, method, train, train_all_on_rank, train_on_rank
 from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.methods import METHODS
-from spcl.methods.base import Term, poly_factor
+from spcl.methods.base import Term
+from spcl.optimization import poly_factor
 from spcl.trainer import TrainingError, Window, total
 
 
 def equal(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-@pytest.mark.parametrize(
-    ("horizon", "step", "factor"),
-    [
-        (62500, 20000, 0.70673731),
-        (62500, 40000, 0.39872388),
-        (31250, 20000, 0.39872388),
-        (100000, 80000, 0.23492379),
-        (250000, 150000, 0.43838329),
-    ],
-)
-def test_poly_schedule(horizon, step, factor):
-    assert poly_factor(step, horizon, 0.9) == pytest.approx(factor, abs=1e-8)
 
 
 def test_the_schedule_reaches_every_group(tmp_path):

@@ -1,0 +1,87 @@
+"""How a stage moves its weights: optimizer and groups, the schedule of the rate, clipping.
+
+Plain functions of a stage's settings, so that a method says what is its own and nothing else: its
+players' optimizers.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spcl.models.normalization import DomainNorm
+
+if TYPE_CHECKING:
+    from spcl.methods.base import StageConfig
+    from spcl.models.segmentor import Segmentor
+
+OPTIMIZERS = ("sgd", "adamw")
+ADAMW_BETAS = (0.9, 0.999)  # DAFormer's code, torch's default
+WARM_UP_RATIO = 1e-6  # DAFormer's code: share of the rate at step 0 of a warm-up
+NORMS = (DomainNorm, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def build(segmentor: "Segmentor", stage: "StageConfig") -> torch.optim.Optimizer:
+    """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate."""
+    rates = {"backbone": stage.learning_rate, "head": stage.learning_rate * stage.head_multiplier}
+    free = set() if stage.norm_decay else set(map(id, norm_parameters(segmentor)))
+    groups = []
+    for name, parameters in segmentor.parameter_groups().items():
+        decayed = [p for p in parameters if id(p) not in free]
+        groups.append({"params": decayed, "lr": rates[name]})
+        if len(decayed) < len(parameters):
+            rest = [p for p in parameters if id(p) in free]
+            groups.append({"params": rest, "lr": rates[name], "weight_decay": 0.0})
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=ADAMW_BETAS, weight_decay=stage.weight_decay)
+    return torch.optim.SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay)
+
+
+def norm_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
+    """The scales and shifts of all normalisation layers."""
+    for layer in module.modules():
+        if isinstance(layer, NORMS):
+            yield from layer.parameters(recurse=False)
+
+
+def factor(stage: "StageConfig", step: int) -> float:
+    """What multiplies every rate of a stage at a step.
+
+    The poly decay; in the first `warm_up_steps` times a line from WARM_UP_RATIO to 1.  Source: that
+    of DAFormer's code, where the decay goes on beneath the warm-up.
+    """
+    decay = poly_factor(step, stage.horizon, stage.poly_power)
+    if step >= stage.warm_up_steps:
+        return decay
+    return decay * (1 - (1 - step / stage.warm_up_steps) * (1 - WARM_UP_RATIO))
+
+
+def poly_factor(step: int, horizon: int, power: float) -> float:
+    """(1 - step / horizon) ** power, never negative; linear for power 1."""
+    return max(0.0, 1.0 - step / horizon) ** power
+
+
+def rates_of(optimizers: Iterable[torch.optim.Optimizer]) -> list[list[float]]:
+    """The rate of each group as it was built, which `schedule` multiplies."""
+    return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def schedule(
+    optimizers: Iterable[torch.optim.Optimizer], rates: list[list[float]], factor: float
+) -> None:
+    """Set every group's rate to `factor` times that of `rates_of`."""
+    for optimizer, base in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor
+
+
+def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float) -> None:
+    """Limit the gradient's norm, of each optimizer by itself.
+
+    One norm over network and discriminator would let the one's large gradients stop the other.
+    """
+    for optimizer in optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, norm)
