@@ -31,7 +31,7 @@ REQUESTS = ("config.yaml", "search.yaml")
 
 @dataclass(frozen=True)
 class Garbage:
-    """folders: what can go; because: why everything else was kept, where it is not referred to."""
+    """folders: safe to delete; because: why those that nothing refers to are kept all the same."""
 
     folders: list[Path]
     because: list[str]

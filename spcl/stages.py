@@ -182,7 +182,7 @@ def _train_settings(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:
-    # Told by the inputs; and the first stage starts from pre-trained weights either way.
+    # `start` decides whether the stage has a checkpoint among its inputs, whose key is in its own.
     return {k: v for k, v in chosen.items() if k != "start"}
 
 
@@ -201,7 +201,7 @@ def _test_time_augmentation(section: Any) -> dict[str, Any]:
 def _network_settings(config: Config) -> dict[str, Any]:
     chosen = scientific(config.model)
     chosen.pop("target_statistics", None)  # an evaluation option
-    chosen.pop("input", None)  # what is meant, not how it is said
+    chosen.pop("input", None)  # below as what it resolves to, so that both spellings share a key
     if config.input != "imagenet":
         chosen["input"] = config.input
     chosen["norm"], chosen["weights"] = config.norm, config.weights

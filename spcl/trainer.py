@@ -37,7 +37,7 @@ class TrainingError(UserError):
 
 @dataclass
 class Surroundings:
-    """Where a stage runs and whom it tells; the same for all stages of a run."""
+    """Device, log and progress callback of a run; the same for all of its stages."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     telemetry: Telemetry = field(default_factory=lambda: Telemetry(None))

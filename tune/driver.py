@@ -105,7 +105,7 @@ class Driver:
         return self.search.job(number, rung, parameters, self.worker)
 
     def finished(self, job: Job, failed: bool) -> None:
-        """A job has ended; `failed`: it died as often as it may, and left no record."""
+        """A job has ended; `failed`: all retries are used up and no record was written."""
         self.running.pop((job.configuration, job.rung))
         path = record_path(self.search.folder, job.configuration, job.rung)
         if not path.is_file():

@@ -32,7 +32,7 @@ ARGUMENTS = {
     "method": "the sweep file's method",
     "train.workers": "--workers-per-cell",
 }
-#: What no row may have for itself: these, how rows are scored, and what a cell reserves.
+#: Settings that must be equal in all rows: these, how rows are scored, what a cell reserves.
 COMMON = {*ARGUMENTS, "evaluation.protocol", "train.device", "train.threads"}
 #: Names that a published value may have.
 MEANS = {mean for protocol in PROTOCOLS.values() for mean in protocol.means}

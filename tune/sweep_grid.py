@@ -129,7 +129,7 @@ def resolve(
             "a sweep begins from a file of its own method"
         )
     given = parse_overrides(settings)
-    build(Config, given)  # its mistakes are no row's
+    build(Config, given)  # the command line first, so that no row is blamed for it
     varied = dict.fromkeys((key for row in file.rows for key in row.settings), "the sweep's rows")
     for key in (varied | ARGUMENTS).keys() & flatten(given).keys():
         raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")

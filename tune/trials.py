@@ -72,7 +72,7 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
     from ray.tune.search import Searcher
 
     class Jobs(Searcher):
-        """The driver, as Tune asks it."""
+        """Adapter: the Driver as a Ray Tune Searcher."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -37,7 +37,7 @@ from spcl.settings import choose, digest
 
 CONVERTER_VERSION = 2  # raise when the same files give other bytes
 SHARD_BYTES = 256 * 2**20
-LOOKS = 8  # samples that, when none of them is usable, are enough to stop
+LOOKS = 8  # samples probed first: a set of which all of these are unusable is told at once
 MIN_SHARDS = 8  # work for 8 processes, also where a split is small
 SHOWN = 3  # problems named in an error line; the report names all
 DISK_MARGIN = 1.05  # labels are re-encoded and the index is added

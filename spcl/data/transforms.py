@@ -15,7 +15,7 @@ from spcl.data.labels import IGNORE_INDEX
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLUR_PIXELS = 3  # of the blur's kernel, SDCA's code
-STRIP_PIXELS = 2**17  # jittered at a time: what that takes besides stays in a CPU's cache
+STRIP_PIXELS = 2**17  # per strip in jitter, so that temporaries fit a CPU's cache
 
 
 def decode(data: bytes) -> Tensor:

@@ -37,7 +37,7 @@ def _of_one(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _weights(errors: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
-    """(K, N): by what the loss grows with each error; constant while their order stays.
+    """Gradient of the Lovász extension by the errors, (K, N); depends on their order alone.
 
     With the errors of a class in descending order, it is the step of 1 - IoU at each of them:
     1 / union at a pixel of the class, else intersection / (union * the union before).

@@ -17,7 +17,7 @@ from spcl import distributed
 from spcl.losses.contrast import EPSILON
 from spcl.precision import at_least_float32, without_autocast
 
-CHANNELS = 64  # that are float64 at a time, so that what is built is small next to the features
+CHANNELS = 64  # cast to float64 at a time: bounds the temporary to 64/D of the features
 
 
 @torch.no_grad()

@@ -59,7 +59,9 @@ class StageConfig:
 
     @property
     def by_rank(self) -> bool:
-        """Whether ranks keep a state or a loss of their own, so that their number matters."""
+        """True if the result depends on the number of workers (state or losses that are not
+        synchronised); it then enters the stage's key.
+        """
         return False
 
 

@@ -35,13 +35,13 @@ from spcl.settings import flatten, parse_yaml
 
 CACHE_SCHEMA = "4"
 CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
-OTHER = ("artefacts", "sweeps")  # that hold no run at full budget
+OTHER = ("artefacts", "sweeps")  # sub-folders to skip: they hold no run at full budget
 RECORDS = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
 BOARDS = "leaderboard.json"  # in a folder that boards were written to
 PROBED = (*RECORDS, BOARDS)
 PICK = re.compile(r"(?P<search>.+)-c\d+(-s\d+)?")  # how a search names the runs of its picks
 TOLERANCE = 1e-6  # between the IoU a run states and the one its matrices give
-#: What is no text in a record.
+#: Types of the fields that are not texts.
 KINDS = {
     "seed": int,
     "label_budget": int,

@@ -70,7 +70,7 @@ class Row:
     note: str
     seed_interval: tuple[float, float] | None = None  # for these images
     image_interval: tuple[float, float] | None = None  # for these networks
-    settings: str = ""  # those that other rows of this name have otherwise
+    settings: str = ""  # in which this row differs from others of the same name
 
 
 @dataclass(frozen=True)
