@@ -53,13 +53,19 @@ def fit(
     checkpoints: Checkpoints,
     around: Surroundings,
 ) -> None:
-    """Train `method` for its configured steps, from the newest checkpoint if there is one."""
+    """Train `method` for its configured steps, from the newest checkpoint if there is one.
+
+    Two rules hold it together.  Step s is a function of the state after step s - 1 and of data[s],
+    nothing else: so a resumed run ends with the same bits.  All ranks call the same collectives in
+    the same order, whatever they logged or failed at: so none waits for ever.
+    """
     stage: StageConfig = method.config
     device = around.device
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     method.to(device, memory_format=layout).train()
     if train.compile:
         method.segmentor.compile()
+    # Optimizers hold the parameters that were moved above, so they come after the move.
     optimizers = method.optimizers()
     rates = optimization.rates_of(optimizers)
     wrapped = wrap(method)  # gives every rank the buffers of rank 0, so it comes first
@@ -67,26 +73,33 @@ def fit(
     window = Window(device)
 
     for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
-        heartbeat.moved(f"stage {name}", step)
+        heartbeat.moved(f"stage {name}", step)  # sets a variable: nothing here may write or wait
+        # One forward for all players and domains: DDP then sums every gradient in one backward.
         with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
             terms = wrapped(batch, step)
+        # Outside of autocast, in float32: sums over a million pixels do not fit bfloat16.
         loss, counts = total(terms, train.reduction)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # After the backward, in which DDP has averaged: every rank sees, and clips, the same.
         if train.clip_norm:
             optimization.clip(optimizers, train.clip_norm)
+        # Set from the step's number, not advanced: a resumed run needs no scheduler's state.
         optimization.schedule(optimizers, rates, optimization.factor(stage, step))
         for optimizer in optimizers:
             optimizer.step()
         method.after_step(step)
+        # Sums stay on the device until a log line: reading them here would stop the GPU every step.
         window.add(step, terms, counts, loss)
 
         done = step + 1
         last = done == stage.steps
         save = last or done % train.checkpoint_every == 0
+        # Every rank comes here at the same steps, since `read` is a collective; a loss that was not
+        # finite thus ends all ranks, and before the checkpoint that would have kept it.
         if save or done % train.log_every == 0:
-            losses, rate = window.read(data, name)  # raises where a loss was not finite
+            losses, rate = window.read(data, name)
             around.telemetry.write(
                 name,
                 done,
@@ -100,6 +113,7 @@ def fit(
         if done % train.panel_every == 0 and distributed.rank() == 0:
             around.telemetry.panel(name, done, _panel(method, batch, around))
         if save:
+            # Gathered from all ranks, written by one: Ray's restart and a new launch both find it.
             state = _state(method, optimizers, done)
             if distributed.rank() == 0:
                 checkpoints.save(done, state)

@@ -42,7 +42,7 @@ ROUNDING = 1e-12  # ours: scores, or percent of them, that differ by less are eq
 class Estimate:
     """A mean or a difference with its standard error; df None: nothing can be said of it.
 
-    over_seeds  estimate over seeds only, if that is another; the interval is never narrower than its
+    over_seeds  estimate over seeds only, if it differs; the interval is never narrower than its own
     """
 
     value: float
