@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spcl.data.batch import Batch
-from spcl.models.segmentor import Output, Segmentor
+from spcl.models.segmentor import NO_DECAY, Output, Segmentor
 from spcl.settings import setting
 
 
@@ -112,13 +112,12 @@ class Method(nn.Module):
         """SGD on the segmentor, the head at `head_multiplier` times the backbone's rate."""
         c, groups = self.config, self.segmentor.parameter_groups()
         rates = {"backbone": c.learning_rate, "head": c.learning_rate * c.head_multiplier}
-        return [
-            torch.optim.SGD(
-                [{"params": groups[name], "lr": rate} for name, rate in rates.items()],
-                momentum=c.momentum,
-                weight_decay=c.weight_decay,
-            )
-        ]
+        trained: list[dict[str, Any]] = []
+        for name, parameters in groups.items():
+            decay = 0.0 if name.endswith(NO_DECAY) else c.weight_decay
+            rate = rates[name.removesuffix(NO_DECAY)]
+            trained.append({"params": parameters, "lr": rate, "weight_decay": decay})
+        return [torch.optim.SGD(trained, momentum=c.momentum, weight_decay=c.weight_decay)]
 
     def after_step(self, step: int) -> None:
         """Called after the optimizers' step: teachers and the like."""
