@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spcl import protocols
+from spcl import old_words, protocols
 from spcl.chosen_by import ChosenBy
+from spcl.data.sampling import LABEL_FREE, ORDERS
 from spcl.errors import ConfigError
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
@@ -44,7 +45,9 @@ class Domain:
         "paper: none; [0.1, 2] in SDCA's code, on the source: pixels, of a 3x3 Gaussian",
         low=0.0,
     )
-    shuffle: bool = setting(True, "paper; ASANet's code reads the list in order")
+    order: str = setting(
+        "uniform", "paper; in_order is ASANet's code: the list as it stands", choices=LABEL_FREE
+    )
 
     def check(self, role: str) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -59,17 +62,12 @@ class Domain:
 @dataclass(frozen=True, kw_only=True)
 class Source(Domain):
     size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
-    class_balanced: bool = setting(True, "authors' code: sub-epochs of 3000 draws")
+    order: str = setting(
+        "class_balanced",
+        "authors' code: sub-epochs of 3000 draws; in_order is ASANet's: the list as it stands",
+        choices=tuple(ORDERS),
+    )
     holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
-
-    def check(self, role: str) -> None:
-        """What no single setting can tell.  Raises ConfigError."""
-        super().check(role)
-        if self.class_balanced and not self.shuffle:
-            raise ConfigError(
-                f"{role}.shuffle=false reads images in the list's order, and class-balanced "
-                f"sampling in another; set {role}.class_balanced=false too"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,8 +351,8 @@ def load(
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `Config.as_dict`."""
-    config = build(Config, values)
+    """The inverse of `Config.as_dict`, of older code's too."""
+    config = build(Config, old_words.modern(Config, old_words.checked(values)))
     config.check()
     return config
 
