@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spcl import protocols
+from spcl import old_words, protocols
 from spcl.chosen_by import ChosenBy
+from spcl.data.sampling import LABEL_FREE, ORDERS
 from spcl.errors import ConfigError
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
 from spcl.models.normalization import NORMS
-from spcl.models.segmentor import MEAN_ORDERS, MODELS
+from spcl.models.segmentor import MEAN_ORDERS, MODELS, ModelSpec
 from spcl.models.vgg import INPUTS
-from spcl.models.weights import PRETRAINED
+from spcl.models.weights import check_fits
 from spcl.settings import build, choose, flatten, read_yaml, setting
 
-TINY, VGG = "tiny", "deeplabv2_vgg16"
 NO_DATASET = "none"  # evaluation.dataset of who has no labels to score with
 
 
@@ -45,7 +45,9 @@ class Domain:
         "paper: none; [0.1, 2] in SDCA's code, on the source: pixels, of a 3x3 Gaussian",
         low=0.0,
     )
-    shuffle: bool = setting(True, "paper; ASANet's code reads the list in order")
+    order: str = setting(
+        "uniform", "paper; in_order is ASANet's code: the list as it stands", choices=LABEL_FREE
+    )
 
     def check(self, role: str) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -60,17 +62,12 @@ class Domain:
 @dataclass(frozen=True, kw_only=True)
 class Source(Domain):
     size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
-    class_balanced: bool = setting(True, "authors' code: sub-epochs of 3000 draws")
+    order: str = setting(
+        "class_balanced",
+        "authors' code: sub-epochs of 3000 draws; in_order is ASANet's: the list as it stands",
+        choices=tuple(ORDERS),
+    )
     holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
-
-    def check(self, role: str) -> None:
-        """What no single setting can tell.  Raises ConfigError."""
-        super().check(role)
-        if self.class_balanced and not self.shuffle:
-            raise ConfigError(
-                f"{role}.shuffle=false reads images in the list's order, and class-balanced "
-                f"sampling in another; set {role}.class_balanced=false too"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +115,13 @@ class Model:
         "paper: frozen with pre-trained weights; ours: domain without; running is ASANet's code",
         choices=("auto", *NORMS),
     )
-    weights: str = setting("auto", "ours: imagenet for DeepLab, none for tiny; or a file's path")
+    weights: str = setting(
+        "auto", "ours: imagenet where the network has any, else none; or a file's path"
+    )
     input: str = setting(
         "auto",
-        "ours: what VGG's weights expect, see spcl/models/vgg.py; a file's must be named",
+        "ours: what the weights expect, see spcl/models/vgg.py; a file's must be named where "
+        "the network reads several",
         choices=("auto", *INPUTS),
     )
     aspp_branches: int = setting(4, "SPCL's code; 2 is the AdaptSegNet lineage", choices=(2, 4))
@@ -221,8 +221,12 @@ class _Config:
         return self.of(method).batch or self.train.batch
 
     @property
+    def _spec(self) -> ModelSpec:
+        return MODELS[self.model.name]
+
+    @property
     def norm(self) -> str:
-        if self.model.name == VGG:  # has nothing to normalise, so that keys must not tell apart
+        if not self._spec.norms:  # nothing is normalised by it, so that keys must not tell apart
             return "frozen"
         # Frozen statistics are those that pre-trained weights bring; without any they'd be nothing.
         default = "domain" if self.weights == "none" else "frozen"
@@ -230,7 +234,7 @@ class _Config:
 
     @property
     def weights(self) -> str:
-        default = "none" if self.model.name == TINY else "imagenet"
+        default = "imagenet" if self._spec.pretrained else "none"
         return default if self.model.weights == "auto" else self.model.weights
 
     @property
@@ -238,8 +242,8 @@ class _Config:
         """What the network's weights expect, of `spcl.models.vgg.INPUTS`."""
         if self.model.input != "auto":
             return self.model.input
-        known = self.weights == "imagenet"
-        return PRETRAINED[MODELS[self.model.name]].input if known else INPUTS[0]
+        known = self._spec.pretrained
+        return known.input if known and self.weights == "imagenet" else self._spec.inputs[0]
 
     def by_rank(self, stage: str) -> bool:
         """Whether the number of workers can change the result of a training stage."""
@@ -278,28 +282,31 @@ class _Config:
         self._check_model()
 
     def _check_model(self) -> None:
-        name, given = self.model.name, self.model.input
-        if name == TINY and self.weights != "none":
+        name, given, spec = self.model.name, self.model.input, self._spec
+        check_fits(name, spec.pretrained, self.weights)
+        if spec.norms and self.norm not in spec.norms:
             raise ConfigError(
-                f"{TINY} starts from scratch: model.weights must be none, got {self.weights}"
+                f"model.norm of {name} must be one of {', '.join(spec.norms)}, got {self.norm}"
             )
-        if name != VGG and self.input != "imagenet":
-            raise ConfigError(f"model.input is of {VGG}; {name} reads imagenet, got {given}")
-        if name == VGG and self.weights == "imagenet":
-            known = PRETRAINED[MODELS[VGG]]
-            if self.input != known.input:
-                raise ConfigError(
-                    f"model.weights=imagenet is torchvision's {known.imagenet}, which expects "
-                    f"model.input={known.input}, got {given}"
-                )
-        elif name == VGG and self.weights != "none" and given == "auto":
+        if self.input not in spec.inputs:
             raise ConfigError(
-                "model.weights is a file, so model.input must say what it expects: imagenet "
-                "(torchvision's IMAGENET1K_V1), caffe_rgb or caffe_bgr (converted from Caffe)"
+                f"model.input must be auto, or what the network can make of an image: {name} reads "
+                f"{', '.join(spec.inputs)}, got {given}"
             )
-        if self.model.target_statistics == "estimated" and name == VGG:
+        known = spec.pretrained
+        if known and self.weights == "imagenet" and self.input != known.input:
             raise ConfigError(
-                f"model.target_statistics=estimated re-estimates normalisation, but {VGG} has "
+                f"model.weights=imagenet is torchvision's {known.imagenet}, which expects "
+                f"model.input={known.input}, got {given}"
+            )
+        if self.weights not in ("none", "imagenet") and given == "auto" and len(spec.inputs) > 1:
+            kinds = "; ".join(f"{kind} ({INPUTS[kind]})" for kind in spec.inputs)
+            raise ConfigError(
+                f"model.weights is a file, so model.input must say what it expects: {kinds}"
+            )
+        if self.model.target_statistics == "estimated" and not spec.norms:
+            raise ConfigError(
+                f"model.target_statistics=estimated re-estimates normalisation, but {name} has "
                 "none; leave it at trained"
             )
         if self.model.target_statistics == "estimated" and self.norm != "domain":
@@ -344,8 +351,8 @@ def load(
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
-    """The inverse of `Config.as_dict`."""
-    config = build(Config, values)
+    """The inverse of `Config.as_dict`, of older code's too."""
+    config = build(Config, old_words.modern(Config, old_words.checked(values)))
     config.check()
     return config
 

@@ -87,8 +87,10 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
 
 
 def default_name(config: Config) -> str:
-    plain = {key: value for key, value in told(config).items() if key != "seed"}
-    return f"{config.benchmark}-{config.method}-{digest(plain)[:8]}"
+    """Made of what can change a result and is not at its default: new settings move no name."""
+    usual = told(Config())
+    chosen = {k: v for k, v in told(config).items() if k != "seed" and v != usual.get(k)}
+    return f"{config.benchmark}-{config.method}-{digest(chosen)[:8]}"
 
 
 def check_batches(config: Config, workers: int) -> None:

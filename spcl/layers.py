@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from spcl import chosen_by
+from spcl import chosen_by, old_words
 from spcl.errors import ConfigError
 from spcl.settings import build, choose, merge, read_yaml
 
@@ -31,14 +31,19 @@ def read_config(settings: type, path: Path) -> dict[str, Any]:
     """A config file as a nested dict; ConfigError names the file."""
     values = read_yaml(path)
     _check_file(settings, path, values)
-    return values
+    return old_words.checked(values)
+
+
+def check_layer(settings: type, values: Mapping[str, Any]) -> None:
+    """ConfigError on a key or a value that one layer may not have, whatever the others say."""
+    build(settings, old_words.without(old_words.checked(values)))
 
 
 def _check_file(settings: type, path: Path, values: Any) -> None:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: a section must hold key: value pairs, got {values!r}")
     try:
-        build(settings, values)
+        check_layer(settings, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -86,12 +91,12 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             f"{chosen_by.SECTION} says which search has chosen the settings: only a search's own "
             "files set it, and nothing empties it; leave it out, and give the file with --config"
         )
-    return values
+    return old_words.checked(values)
 
 
 def _overlay(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """`merge`, but who chose the settings of either stays said."""
-    merged = merge(base, other)
+    """`merge`, but who chose the settings of either stays said, and old words are understood."""
+    merged = old_words.overlay(base, other)
     united = chosen_by.of_values(base) | chosen_by.of_values(other)
     return merged | ({chosen_by.SECTION: dataclasses.asdict(united)} if united else {})
 
@@ -103,7 +108,7 @@ def layered(
     file: Path | None,
     overrides: Iterable[str],
 ) -> dict[str, Any]:
-    """What all layers say together, each of them checked.  Raises ConfigError.
+    """What all layers say together, each of them checked, in today's words.  Raises ConfigError.
 
     settings  the dataclass of all settings
     """
@@ -117,15 +122,18 @@ def layered(
     choose(method, known("methods"), "method")
     of_method = read_config(settings, CONFIGS / "methods" / f"{method}.yaml")
     usual = _overlay(_expand(of_method), _read_benchmark(settings, benchmark, method))
-    asked = merge(_expand(from_file), given) | {"benchmark": benchmark, "method": method}
+    asked = old_words.overlay(_expand(from_file), given) | {
+        "benchmark": benchmark,
+        "method": method,
+    }
     official = merge(usual, asked).get("compat") == "official"
     switches = _expand(_read_compat(settings, method)) if official else {}
-    return _overlay(_overlay(usual, switches), asked)
+    return old_words.modern(settings, _overlay(_overlay(usual, switches), asked))
 
 
 def _expand(values: Mapping[str, Any]) -> dict[str, Any]:
     """`model: tiny` is short for `model: {name: tiny}`; expanded before layers are merged."""
-    values = dict(values)
+    values = old_words.checked(values)
     if isinstance(values.get("model"), str):
         values["model"] = {"name": values["model"]}
     return values

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from spcl.models.normalization import DomainNorm
+from spcl.models.segmentor import NO_DECAY, Segmentor
 
 if TYPE_CHECKING:
     from spcl.methods.base import StageConfig
-    from spcl.models.segmentor import Segmentor
 
 OPTIMIZERS = ("sgd", "adamw")
 ADAMW_BETAS = (0.9, 0.999)  # DAFormer's code, torch's default
@@ -23,17 +23,24 @@ WARM_UP_RATIO = 1e-6  # DAFormer's code: share of the rate at step 0 of a warm-u
 NORMS = (DomainNorm, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def build(segmentor: "Segmentor", stage: "StageConfig") -> torch.optim.Optimizer:
-    """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate."""
+def build(segmentor: Segmentor, stage: "StageConfig") -> torch.optim.Optimizer:
+    """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate.
+
+    Weight decay spares what the network's row in MODELS says (`no_decay`), and without
+    `norm_decay` the norms.
+    """
     rates = {"backbone": stage.learning_rate, "head": stage.learning_rate * stage.head_multiplier}
     free = set() if stage.norm_decay else set(map(id, norm_parameters(segmentor)))
     groups = []
     for name, parameters in segmentor.parameter_groups().items():
-        decayed = [p for p in parameters if id(p) not in free]
-        groups.append({"params": decayed, "lr": rates[name]})
+        rate = {"lr": rates[name.removesuffix(NO_DECAY)]}
+        decayed = [p for p in parameters if id(p) not in free and not name.endswith(NO_DECAY)]
+        if decayed:
+            groups.append({"params": decayed} | rate)
         if len(decayed) < len(parameters):
-            rest = [p for p in parameters if id(p) in free]
-            groups.append({"params": rest, "lr": rates[name], "weight_decay": 0.0})
+            kept = set(map(id, decayed))
+            rest = [p for p in parameters if id(p) not in kept]
+            groups.append({"params": rest, "weight_decay": 0.0} | rate)
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=ADAMW_BETAS, weight_decay=stage.weight_decay)
     return torch.optim.SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay)

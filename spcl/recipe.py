@@ -205,8 +205,7 @@ class Recipe:
                 augment=augmentation(section, role, config.of(stage.method)),
                 labels=labels,
                 seed=config.seed,
-                class_balanced=role == "source" and config.source.class_balanced,
-                shuffle=section.shuffle,
+                order=section.order,
             )
         return Steps(
             **streams,

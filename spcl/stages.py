@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spcl import old_words
 from spcl.config import Config
 from spcl.methods import METHODS
 from spcl.settings import digest, scientific
@@ -188,7 +189,8 @@ def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _stream_settings(section: Any) -> dict[str, Any]:
     # The data's fingerprint says which samples; where they lie says nothing more.
-    chosen = scientific(section)
+    usual = {field.name: field.default for field in dataclasses.fields(section)}
+    chosen = old_words.in_key(scientific(section), usual[old_words.ORDER])
     return {k: v for k, v in chosen.items() if k not in ("dataset", "split", "holdout")}
 
 

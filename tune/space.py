@@ -17,6 +17,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from spcl import old_words
 from spcl.config import Config, from_dict, operational_keys
 from spcl.errors import ConfigError
 from spcl.layers import CONFIGS
@@ -177,6 +178,8 @@ def _parameter(key: str, line: Any, config: Config, earlier: Sequence[Parameter]
         name for name in values if name.split(".")[0] in (*SECTIONS, *config.stages) and "." in name
     } - operational_keys()
     if key not in searchable:
+        if (now := old_words.today(key)) in searchable:
+            raise ConfigError(f"{key} is one of the choices of {now} today; search {now} instead")
         raise unknown_key(key, searchable)
     if not isinstance(line, Mapping):
         raise ConfigError(f"{key} must be {{low: ..., high: ...}} or {{choices: [...]}}: {line!r}")

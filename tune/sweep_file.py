@@ -11,9 +11,9 @@ from typing import Any
 from spcl import table
 from spcl.chosen_by import SECTION, ChosenBy, of_values
 from spcl.errors import ConfigError
-from spcl.layers import CONFIGS, known, parse_overrides
+from spcl.layers import CONFIGS, check_layer, known, parse_overrides
 from spcl.protocols import PROTOCOLS
-from spcl.settings import build, choose, flatten, read_yaml, unknown_key
+from spcl.settings import choose, flatten, read_yaml, unknown_key
 
 SWEEPS = "sweeps"  # folder of configs/, and of the storage
 TINY = "tiny"
@@ -92,7 +92,7 @@ def check(
     file: SweepFile, benchmark: str | None, base: Path | None, settings: Sequence[str]
 ) -> None:
     """ConfigError where a key or value of the rows or of the command line is unknown."""
-    build(table.settings(), parse_overrides(settings))  # its mistakes are no row's
+    check_layer(table.settings(), parse_overrides(settings))  # its mistakes are no row's
     for row in file.rows:
         given = [*overrides(file.settings), *settings, *overrides(row.settings)]
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spcl import old_words
 from spcl.chosen_by import ChosenBy
 from spcl.config import Config, load, operational_keys
 from spcl.data.catalog import (
@@ -20,9 +21,9 @@ from spcl.data.catalog import (
 )
 from spcl.data.planned import Planned, count_classes, refuse
 from spcl.errors import ConfigError, UserError
-from spcl.layers import parse_overrides, read_config
+from spcl.layers import check_layer, parse_overrides, read_config
 from spcl.results.store import RunFolder
-from spcl.settings import build, digest, flatten
+from spcl.settings import digest, flatten
 from spcl.stages import Stage, plan
 from tune.sweep_file import (
     ARGUMENTS,
@@ -129,10 +130,12 @@ def resolve(
             "a sweep begins from a file of its own method"
         )
     given = parse_overrides(settings)
-    build(Config, given)  # the command line first, so that no row is blamed for it
-    varied = dict.fromkeys((key for row in file.rows for key in row.settings), "the sweep's rows")
-    for key in (varied | ARGUMENTS).keys() & flatten(given).keys():
-        raise ConfigError(f"{key} is set by {(varied | ARGUMENTS)[key]}; leave it out")
+    check_layer(Config, given)  # the command line first, so that no row is blamed for it
+    of_rows = (old_words.today(key) for row in file.rows for key in row.settings)
+    taken = dict.fromkeys(of_rows, "the sweep's rows") | ARGUMENTS
+    for key in flatten(given):
+        if old_words.today(key) in taken:
+            raise ConfigError(f"{key} is set by {taken[old_words.today(key)]}; leave it out")
     silent = operational_keys() - {"compat"}  # which sets switches
     told = sorted(t for t in settings if t.partition("=")[0] not in silent)
     asked = ARGUMENTS.keys() | flatten(given).keys() | silent

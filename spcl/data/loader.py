@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spcl.data.batch import Batch
-from spcl.data.sampling import ClassBalanced, InOrder, Uniform, positions, stream_seed
+from spcl.data.sampling import ORDERS, Order, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
@@ -45,31 +45,24 @@ class Stream:
     augment: Augment
     labels: Labels | None
     seed: int
-    class_balanced: bool = False
-    shuffle: bool = True  # False: the shards' own order, in every epoch
+    order: str = "uniform"  # of ORDERS
 
     def __post_init__(self) -> None:
-        if self.class_balanced:
-            contains = self.shards.class_pixels > 0
-            self.order = ClassBalanced(contains, self.seed, self.name + "/order")
-        elif self.shuffle:
-            self.order = Uniform(len(self.shards), self.seed, self.name + "/order")
-        else:
-            self.order = InOrder(len(self.shards))
+        self.index: Order = ORDERS[self.order](self.shards, self.seed, self.name + "/order")
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "order"}
+        return {k: v for k, v in self.__dict__.items() if k != "index"}  # holds what can be drawn
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self.__post_init__()
 
     def sample_id(self, position: int) -> str:
-        return self.shards.sample_ids[self.order(position)]
+        return self.shards.sample_ids[self.index(position)]
 
     def sample(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The augmented image (3, H, W) and label (H, W) at a position of the stream."""
-        index = self.order(position)
+        index = self.index(position)
         image = decode(self.shards.image(index))
         label = self.labels(index) if self.labels else None
         return self.augment(image, label, stream_seed(self.seed, self.name, position))

@@ -7,8 +7,9 @@ worker or a rank's history, so resuming is exact and the number of workers is a 
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +34,20 @@ def hash_chosen(sample_ids: Sequence[str], count: int, purpose: str) -> np.ndarr
     """
     hashes = [hashlib.sha256(f"{purpose} {name}".encode()).digest() for name in sample_ids]
     return np.sort(np.array(sorted(range(len(hashes)), key=hashes.__getitem__)[:count], np.int64))
+
+
+class Order(Protocol):
+    """Position of a stream -> sample number.  Pure: equal arguments give equal numbers."""
+
+    def __call__(self, position: int) -> int: ...
+
+
+class Samples(Protocol):
+    """What an order may know of a split."""
+
+    class_pixels: np.ndarray | None  # (N, K) pixels of each class, None without labels
+
+    def __len__(self) -> int: ...
 
 
 class Uniform:
@@ -101,3 +116,15 @@ def draw_sub_epoch(contains: np.ndarray, rng: np.random.Generator) -> np.ndarray
         cursor[k] += 1
         drawn += present[chosen[i]]
     return chosen
+
+
+#: Name -> how an order is made of a split, the run's seed and the stream's name.  A new one is one
+#: more entry here; if it reads no labels it is LABEL_FREE, too.
+ORDERS: dict[str, Callable[[Samples, int, str], Order]] = {
+    "uniform": lambda samples, seed, stream: Uniform(len(samples), seed, stream),
+    "in_order": lambda samples, seed, stream: InOrder(len(samples)),
+    "class_balanced": lambda samples, seed, stream: ClassBalanced(
+        samples.class_pixels > 0, seed, stream
+    ),
+}
+LABEL_FREE = ("uniform", "in_order")  # the orders a target may have

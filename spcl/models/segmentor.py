@@ -1,5 +1,7 @@
-"""Backbone and head behind one interface, and the factory that knows their names."""
+"""Backbone and head behind one interface, the table of networks and the factory that reads it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,17 +13,9 @@ from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
 from spcl.models.resnet import ResNet
 from spcl.models.tiny import Tiny
-from spcl.models.vgg import VGG16
-from spcl.models.weights import load_weights
+from spcl.models.vgg import INPUTS, VGG16
+from spcl.models.weights import Pretrained, check_fits, load_weights
 from spcl.settings import choose
-
-#: name -> backbone
-MODELS = {
-    "tiny": "tiny",
-    "deeplabv2_resnet50": "resnet50",
-    "deeplabv2_resnet101": "resnet101",
-    "deeplabv2_vgg16": "vgg16",
-}
 
 MEAN_ORDERS = ("right", "mixed")
 
@@ -29,19 +23,24 @@ MEAN_ORDERS = ("right", "mixed")
 # infinity NaN; in every float type its softmax is exactly 0.
 ABSENT_LOGIT = -1e4
 
+NO_DECAY = "/no_decay"  # behind the name of a group of parameters, see `parameter_groups`
+
 
 class Output(NamedTuple):
-    features: Tensor  # (B, D, h, w)
+    features: Tensor  # (B, D, h, w), the last of the levels
     logits: Tensor  # (B, K, h, w)
+    levels: tuple[Tensor, ...] = ()  # what the backbone gives, from fine to coarse
 
 
 class Segmentor(nn.Module):
     """A network that segments images of two domains; the domain chooses normalisation statistics.
 
-    The backbone has an attribute `feature_dimension`.
+    The backbone gives features (B, D, h, w), or a tuple of levels from fine to coarse of which the
+    last are the features; its attribute `feature_dimension` is D.  The head takes what it gives.
     absent      trainIds that are never predicted: the network is that without these outputs
     mean_order  "mixed" is an image from which the mean was taken with its channels reversed, as in
                 ASANet's code: blue minus the mean of red
+    no_decay    parts of the names of parameters that are trained without weight decay
     """
 
     def __init__(
@@ -51,9 +50,11 @@ class Segmentor(nn.Module):
         num_classes: int,
         absent: tuple[int, ...] = (),
         mean_order: str = "right",
+        no_decay: tuple[str, ...] = (),
     ):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.no_decay = no_decay
         self.num_classes = num_classes
         self.absent = absent
         self.feature_dimension: int = backbone.feature_dimension
@@ -76,21 +77,83 @@ class Segmentor(nn.Module):
         set_domain(self, domain)
         if self.mean_order == "mixed":
             image = image + self._shift
-        features = self.backbone(image)
-        logits = self.head(features)
+        given = self.backbone(image)
+        logits = self.head(given)
         if self.absent:
             logits = logits.masked_fill(self._absent, ABSENT_LOGIT)
-        return Output(features, logits)
+        levels = given if isinstance(given, tuple) else (given,)
+        return Output(levels[-1], logits, levels)
 
     def predict(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) of target images (B, 3, H, W), with the target's statistics."""
         return self(image, "target").logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {
-            "backbone": list(self.backbone.parameters()),
-            "head": list(self.head.parameters()),
-        }
+        """ "backbone" and "head"; with NO_DECAY behind it what either trains without weight decay.
+
+        A group without parameters is left out, these two apart.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "head": []}
+        for part in tuple(groups):
+            for name, parameter in getattr(self, part).named_parameters():
+                free = any(piece in name for piece in self.no_decay)
+                groups.setdefault(part + NO_DECAY if free else part, []).append(parameter)
+        return groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that the rest of the code knows of a network: a new one is one row of MODELS.
+
+    backbone    (layer of NORMS, one of `inputs`) -> the first half of a `Segmentor`
+    head        (its feature_dimension, classes, aspp_branches) -> the second half
+    stride      pixels of the image, per side, in a cell of features and logits
+    pretrained  weights of the backbone; None: it starts from scratch
+    inputs      what `spcl.models.vgg.INPUTS` it can make of an image; the first without weights
+    norms       what `model.norm` may be; (): it has no layer whose statistics could be chosen
+    no_decay    see `Segmentor`
+    """
+
+    backbone: Callable[[type[nn.Module], str], nn.Module]
+    head: Callable[[int, int, int], nn.Module]
+    stride: int
+    pretrained: Pretrained | None = None
+    inputs: tuple[str, ...] = ("imagenet",)
+    norms: tuple[str, ...] = tuple(NORMS)
+    no_decay: tuple[str, ...] = ()
+
+
+# The weights are those that the papers of this family start from: torchvision's V2 ones of the
+# ResNets are later, and its V1 ones of VGG-16 are not those of VGG's authors.
+MODELS: dict[str, ModelSpec] = {
+    "tiny": ModelSpec(
+        backbone=lambda norm, input: Tiny(norm),
+        head=lambda dimension, classes, branches: nn.Conv2d(dimension, classes, 1),
+        stride=2,
+    ),
+    "deeplabv2_resnet50": ModelSpec(
+        backbone=lambda norm, input: ResNet("resnet50", norm),
+        head=DilatedClassifier,
+        stride=8,
+        pretrained=Pretrained("ResNet50_Weights.IMAGENET1K_V1", "imagenet", "fc."),
+    ),
+    "deeplabv2_resnet101": ModelSpec(
+        backbone=lambda norm, input: ResNet("resnet101", norm),
+        head=DilatedClassifier,
+        stride=8,
+        pretrained=Pretrained("ResNet101_Weights.IMAGENET1K_V1", "imagenet", "fc."),
+    ),
+    "deeplabv2_vgg16": ModelSpec(
+        backbone=lambda norm, input: VGG16(input),
+        head=DilatedClassifier,
+        stride=8,
+        pretrained=Pretrained(
+            "VGG16_Weights.IMAGENET1K_FEATURES", "caffe_rgb", "classifier.", ("fc6.", "fc7.")
+        ),
+        inputs=tuple(INPUTS),
+        norms=(),
+    ),
+}
 
 
 def build_segmentor(
@@ -106,26 +169,19 @@ def build_segmentor(
 ) -> Segmentor:
     """A new network; its initialisation follows torch's global RNG and nothing else.
 
-    norm        of `spcl.models.normalization.NORMS`; VGG has no such layer
-    weights     of the backbone: "none", "imagenet" or a state dict's path; tiny has none
-    input       what VGG's weights expect, of `spcl.models.vgg.INPUTS`
+    norm        of `spcl.models.normalization.NORMS`; read by none of a network without such layers
+    weights     of the backbone: "none", "imagenet" or a state dict's path
+    input       what the weights expect, of the network's `ModelSpec.inputs`
     absent      trainIds that the network never predicts
     mean_order  of MEAN_ORDERS, see `Segmentor`
 
     Raises ConfigError on an unknown name, UserError on weights that are missing or do not fit.
     """
-    backbone_name = MODELS[choose(name, MODELS, "model")]
+    spec = MODELS[choose(name, MODELS, "model")]
     layer = NORMS[choose(norm, NORMS, "norm")]
     choose(mean_order, MEAN_ORDERS, "mean_order")
-    if name == "tiny":
-        if weights != "none":
-            raise ConfigError(
-                f"tiny starts from scratch: model.weights must be none, not {weights}"
-            )
-        tiny = Tiny(norm=layer)
-        head = nn.Conv2d(tiny.feature_dimension, num_classes, 1)
-        return Segmentor(tiny, head, num_classes, absent, mean_order)
-    backbone = VGG16(input) if backbone_name == "vgg16" else ResNet(backbone_name, layer)
-    head = DilatedClassifier(backbone.feature_dimension, num_classes, aspp_branches)
-    load_weights(backbone, backbone_name, weights)
-    return Segmentor(backbone, head, num_classes, absent, mean_order)
+    check_fits(name, spec.pretrained, weights)
+    backbone = spec.backbone(layer, input)
+    head = spec.head(backbone.feature_dimension, num_classes, aspp_branches)
+    load_weights(backbone, name, spec.pretrained, weights)
+    return Segmentor(backbone, head, num_classes, absent, mean_order, spec.no_decay)

@@ -6,11 +6,12 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-#: What pre-trained weights expect as input, of "auto" apart:
-#:   imagenet   RGB, ImageNet's mean and deviation: torchvision's VGG16_Weights.IMAGENET1K_V1
-#:   caffe_rgb  RGB * 255 minus the mean: torchvision's VGG16_Weights.IMAGENET1K_FEATURES
-#:   caffe_bgr  BGR * 255 minus the mean: files converted from Caffe, such as AdaptSegNet's
-INPUTS = ("imagenet", "caffe_rgb", "caffe_bgr")
+#: What pre-trained weights expect as input, and whose do.
+INPUTS = {
+    "imagenet": "RGB minus ImageNet's mean, by its deviation: torchvision's IMAGENET1K_V1",
+    "caffe_rgb": "RGB * 255 minus the mean: torchvision's VGG16_Weights.IMAGENET1K_FEATURES",
+    "caffe_bgr": "BGR * 255 minus the mean: converted from Caffe, such as AdaptSegNet's",
+}
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # of VGG's authors, RGB; torchvision rounds it
 PIXEL = 255.0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_weight
 
-from spcl.errors import UserError
+from spcl.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,26 @@ class Pretrained:
     new: tuple[str, ...] = ()  # prefixes of layers that no file has to hold
 
 
-# The weights the papers of this family start from: torchvision's V2 ones of the ResNets are later,
-# and its V1 ones of VGG-16 are not those of VGG's authors.
-PRETRAINED = {
-    "resnet50": Pretrained("ResNet50_Weights.IMAGENET1K_V1", "imagenet", "fc."),
-    "resnet101": Pretrained("ResNet101_Weights.IMAGENET1K_V1", "imagenet", "fc."),
-    "vgg16": Pretrained(
-        "VGG16_Weights.IMAGENET1K_FEATURES", "caffe_rgb", "classifier.", ("fc6.", "fc7.")
-    ),
-}
+def check_fits(name: str, known: Pretrained | None, weights: str) -> None:
+    """ConfigError where weights are given to a network that has none.
+
+    name  of the network, for the message
+    """
+    if known is None and weights != "none":
+        raise ConfigError(f"{name} starts from scratch: model.weights must be none, got {weights}")
 
 
-def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
+def load_weights(backbone: nn.Module, name: str, known: Pretrained | None, weights: str) -> None:
     """Fill `backbone`: "none" leaves it, "imagenet" is torchvision's, else a state dict's path.
 
-    name  of the backbone in PRETRAINED; the classifier in a state dict is ignored
+    name  of the network, for messages; the classifier in a state dict is ignored
 
-    Raises UserError where weights are missing or do not fit.
+    Raises ConfigError as `check_fits`, UserError where weights are missing or do not fit.
     """
+    check_fits(name, known, weights)
     check_weights(weights)
-    if weights == "none":
+    if known is None or weights == "none":
         return
-    known = PRETRAINED[name]
     state = _download(known.imagenet) if weights == "imagenet" else _from_file(Path(weights))
     state = {k: v for k, v in state.items() if not k.startswith(known.ignored)}
     try:

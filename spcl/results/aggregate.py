@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import fs
 
-from spcl import atomic, records
+from spcl import atomic, old_words, records, table
 from spcl import chosen_by as choices
 from spcl.chosen_by import ChosenBy
 from spcl.errors import DataError
@@ -412,7 +412,8 @@ def _digest(value: Any) -> str:
 def settings_of(folder: str) -> dict[str, Any]:
     """Resolved settings of a run's folder but the seed, by dotted name; {} if none can be read."""
     try:
-        values = flatten((_open(folder) / "config.yaml").yaml())
+        stored = (_open(folder) / "config.yaml").yaml()
+        values = flatten(old_words.modern(table.settings(), stored))
     except Exception:  # whatever stands there, a board can do without
         return {}
     return {

@@ -32,9 +32,8 @@ ASANET = {
     "model.aspp_branches": 2,
     "model.norm": "running",
     "model.mean_order": "mixed",
-    "source.shuffle": False,
-    "source.class_balanced": False,
-    "target.shuffle": False,
+    "source.order": "in_order",
+    "target.order": "in_order",
     "source_only.augment": "none",
     "train.reduction": "per_rank",
 }
@@ -139,16 +138,15 @@ def test_compat_is_a_name_for_settings_and_no_setting():
 @pytest.mark.parametrize(("name", "key", "value"), SWITCHES, ids=lambda v: str(v))
 def test_each_switch_alone_changes_the_key_of_a_stage(name, key, value):
     usual = values("gta5", name)
-    besides = ["source.class_balanced=false"] if key == "source.shuffle" else []
-    same = keys(name, *besides, f"{key}={plain(usual[key])}")
-    assert same == keys(name, *besides)  # the default, said or not
+    same = keys(name, f"{key}={plain(usual[key])}")
+    assert same == keys(name)  # the default, said or not
     if value != usual[key]:
-        assert keys(name, *besides, f"{key}={plain(value)}") != same
+        assert keys(name, f"{key}={plain(value)}") != same
 
 
 @pytest.mark.parametrize(
     "override",
-    ["source.grayscale=0.2", "source.blur=[0.1,2]", "target.shuffle=false"],
+    ["source.grayscale=0.2", "source.blur=[0.1,2]", "target.order=in_order"],
 )
 def test_settings_of_a_stream_change_the_stages_that_read_it(override):
     before, after = keys("spcl"), keys("spcl", override)
@@ -194,7 +192,7 @@ def test_the_loop_reduces_as_asked(tmp_path, monkeypatch):
 
 
 def test_a_stage_reads_the_list_in_order(mini_data, tmp_path):
-    settings = ["source.shuffle=false", "source.class_balanced=false", "target.shuffle=false"]
+    settings = ["source.order=in_order", "target.order=in_order"]
     official = load("streets", "adversarial", None, [*MINI, *settings])
     recipe = Recipe(official, mini_data, RunFolder(tmp_path / "a"), trainer.Surroundings())
     steps = recipe._steps(recipe.stages[0])

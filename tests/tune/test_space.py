@@ -102,6 +102,7 @@ def test_defaults_out_of_range_are_kept_and_known_to_be(config):
         ({"spcl.temprature": {"low": 1, "high": 2}}, "did you mean 'spcl.temperature'"),
         ({"train.threads": {"choices": [1, 2]}}, "setting 'train.threads' is unknown"),
         ({"source_only.steps": {"choices": [1, 2]}}, "is unknown"),  # no stage of the recipe
+        ({"source.shuffle": {"choices": [True, False]}}, "search source.order instead"),
         ({"evaluation.size": {"choices": [1]}}, "is unknown"),
         ({"spcl.temperature": {"low": 1, "hihg": 2}}, "did you mean 'high'"),
         ({"spcl.temperature": {"low": 2, "high": 1}}, "low < high must hold"),

@@ -235,6 +235,15 @@ def test_mistakes_in_a_command_are_one_line(more, message, mini_data, tmp_path, 
     assert not (tmp_path / "sweeps").exists()
 
 
+@pytest.mark.parametrize("word", ["source.order=uniform", "source.class_balanced=false"])
+def test_what_rows_set_is_taken_however_it_is_spelled(word, mini_data, tmp_path, capsys):
+    rows = {"rows": [{"name": "a"}, {"name": "b", "settings": {"source.order": "in_order"}}]}
+    line = call(written(tmp_path, rows), mini_data, tmp_path / "runs", word)
+    assert sweep.main(line) == 2
+    message = f"{word.partition('=')[0]} is set by the sweep's rows; leave it out"
+    assert message in capsys.readouterr().err
+
+
 def test_official_switches_make_a_sweep_of_their_own(mini_data, tmp_path):
     rows = {"rows": [{"name": "a"}, {"name": "b", "settings": {"spcl.temperature": 0.5}}]}
     settings = ([], ["train.threads=1"], ["compat=official"])

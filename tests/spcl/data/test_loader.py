@@ -13,7 +13,7 @@ def steps(mini_data):
     augment = Augment((32, 64), jitter=(0.4, 0.4, 0.4, 0.1), flip=0.5, scale=(0.8, 1.2))
     source, target = (ShardSet(mini_data / "streets" / n / "train") for n in ("sim", "real"))
     streams = (
-        Stream("x/source", source, augment, StoredLabels(source), 0, class_balanced=True),
+        Stream("x/source", source, augment, StoredLabels(source), 0, "class_balanced"),
         Stream("x/target", target, augment, None, 0),
     )
     return lambda rank=0, world=1: Steps(*streams, batch=4, rank=rank, world_size=world)
@@ -56,9 +56,9 @@ def test_sample_ids_name_what_a_step_reads(steps):
     assert ids["source"][0].startswith("streets/sim/")
 
 
-def test_without_shuffling_ids_are_those_of_the_list_in_every_epoch(steps):
+def test_in_order_ids_are_those_of_the_list_in_every_epoch(steps):
     made = steps()
-    made.target.shuffle = False
+    made.target.order = "in_order"
     made = pickle.loads(pickle.dumps(made))  # the order is made anew
     count = len(made.target.shards)
     read = [name for step in range(count // 2) for name in made.sample_ids(step)["target"]]

@@ -109,7 +109,7 @@ def test_training_reads_from_a_view_what_it_reads_from_the_parent(parent, tmp_pa
     view(parent, tmp_path / "v/train")
     augment = Augment((26, 40), flip=0.5)
     before, after = (
-        Stream("x/source", data, augment, StoredLabels(data), 0, class_balanced=False)
+        Stream("x/source", data, augment, StoredLabels(data), 0)
         for data in (ShardSet(parent), ShardSet(tmp_path / "v/train"))
     )
     for position in range(8):

@@ -1,9 +1,23 @@
+import ast
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
+from toys import ThreeConvolutions
 
+import spcl
+from spcl import table
+from spcl.config import Model, load
+from spcl.dry_run import memory
 from spcl.errors import ConfigError
-from spcl.models.normalization import NORMS
-from spcl.models.segmentor import MODELS, build_segmentor
+from spcl.methods import METHODS
+from spcl.models.normalization import NORMS, FrozenBatchNorm2d
+from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
+from spcl.models.weights import Pretrained
+from spcl.recipe import new_segmentor
+from spcl.stages import plan
 
 
 def tiny(norm="domain", seed=0):
@@ -20,6 +34,9 @@ def test_output_has_features_and_logits_on_one_grid(name, norm):
     assert output.features.shape[:2] == (2, segmentor.feature_dimension)
     assert output.logits.shape[:2] == (2, segmentor.num_classes) == (2, 5)
     assert output.features.shape[2:] == output.logits.shape[2:]
+    assert output.levels[-1] is output.features
+    stride = MODELS[name].stride
+    assert output.features.shape[2:] == (64 // stride, 128 // stride)
 
 
 def test_initialisation_follows_the_global_seed():
@@ -83,3 +100,137 @@ def test_pixels_far_away_reach_the_middle():
 def test_unknown_names_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         build_segmentor(**{"name": "tiny", "num_classes": 5, "norm": "domain", **change})
+
+
+# A new network is one row of MODELS.
+
+
+class Pyramid(nn.Module):
+    """Two levels, the coarse one half as wide."""
+
+    feature_dimension = 16
+
+    def __init__(self, norm, input):
+        super().__init__()
+        self.fine, self.input = ThreeConvolutions("frozen"), input
+        self.bn = norm(16)
+        self.position = nn.Parameter(torch.ones(16, 1, 1))
+
+    def forward(self, image):
+        fine = self.fine(image)
+        return fine, self.bn(nn.functional.avg_pool2d(fine, 2)) * self.position
+
+
+class Fused(nn.Module):
+    """Logits from both levels, on the grid of the coarse one."""
+
+    def __init__(self, dimension, classes, branches):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(dimension, classes, 1) for _ in range(2))
+
+    def forward(self, levels):
+        fine, coarse = (layer(x) for layer, x in zip(self.layers, levels, strict=True))
+        return nn.functional.avg_pool2d(fine, 2) + coarse
+
+
+DATA = {"source": "a" * 64, "target": "b" * 64, "evaluation": "c" * 64}
+
+
+@pytest.fixture
+def pyramid(monkeypatch):
+    """The row, as the file of a new network would add it."""
+    row = ModelSpec(
+        backbone=Pyramid,
+        head=Fused,
+        stride=4,
+        pretrained=Pretrained("ResNet50_Weights.IMAGENET1K_V1", "caffe_bgr", "fc."),
+        inputs=("imagenet", "caffe_bgr"),
+        norms=("frozen", "running"),
+        no_decay=("position", "bias"),
+    )
+    monkeypatch.setitem(MODELS, "pyramid", row)
+
+
+def configured(**model):
+    """A configuration whose `model.name` may be a row that is younger than the list of choices."""
+    config = dataclasses.replace(load("gta5", "source_only"), model=Model(name="pyramid", **model))
+    config.check()
+    return config
+
+
+def test_a_row_is_a_network(pyramid):
+    config = configured(weights="none", norm="running")
+    network = new_segmentor(config, 5)
+    output = network(torch.randn(2, 3, 32, 48), "source")
+    assert [x.shape for x in output.levels] == [(2, 16, 16, 24), (2, 16, 8, 12)]
+    assert output.features is output.levels[1] and output.logits.shape == (2, 5, 8, 12)
+    assert '"pyramid"' in table.text().splitlines()[2]
+    assert memory(config, "source_only", 1, 5) > 0
+    settings = plan(config, DATA)[0].settings["network"]
+    assert settings == {"name": "pyramid", "norm": "running", "weights": "none"}
+
+
+def test_a_row_says_what_may_be_set(pyramid):
+    assert (configured().weights, configured().norm) == ("imagenet", "frozen")
+    assert configured().input == "caffe_bgr"
+    assert new_segmentor(configured(weights="none", norm="frozen"), 5).backbone.input == "imagenet"
+    for model, message in (
+        ({"norm": "domain"}, "model.norm of pyramid must be one of frozen, running, got domain"),
+        ({"input": "caffe_rgb"}, "pyramid reads imagenet, caffe_bgr, got caffe_rgb"),
+        ({"input": "imagenet"}, "ResNet50_Weights.IMAGENET1K_V1, which expects model.input=caffe"),
+        ({"weights": "/a/file"}, r"model.input must say .* imagenet \(.*; caffe_bgr \("),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            configured(**model)
+
+
+def test_what_a_row_names_is_trained_without_decay(pyramid):
+    config = configured(weights="none", norm="frozen")
+    method = METHODS["source_only"](new_segmentor(config, 5), config.of("source_only"))
+    (optimizer,) = method.optimizers()
+    names = {id(p): name for name, p in method.segmentor.named_parameters()}
+    free = {
+        names[id(p)]: group["lr"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if group["weight_decay"] == 0.0
+    }
+    rate = config.source_only.learning_rate
+    assert free == {
+        "backbone.position": rate,
+        "head.layers.0.bias": rate * config.source_only.head_multiplier,
+        "head.layers.1.bias": rate * config.source_only.head_multiplier,
+    }
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_of_todays_networks_decay_alike(name):
+    with torch.device("meta"):
+        groups = build_segmentor(name, 5, norm="frozen").parameter_groups()
+    assert list(groups) == ["backbone", "head"] and NO_DECAY not in "".join(groups)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_without_norms_builds_none(name):
+    """And one with norms builds those it is asked for."""
+    with torch.device("meta"):
+        layers = list(build_segmentor(name, 5, norm="frozen").modules())
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in layers) == bool(MODELS[name].norms)
+
+
+def names_asked(source: str) -> list[str]:
+    """Names of networks that code compares something with."""
+    return [
+        part.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and part.value in (*MODELS, "resnet50", "vgg16")
+    ]
+
+
+def test_no_code_asks_for_a_networks_name():
+    files = list(Path(spcl.__file__).parent.rglob("*.py"))
+    assert len(files) > 50 and names_asked("if model.name == 'tiny': pass") == ["tiny"]
+    assert {str(f): found for f in files if (found := names_asked(f.read_text()))} == {}
