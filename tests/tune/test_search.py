@@ -27,7 +27,7 @@ SEARCH = ("python", "tune/search.py")
 OUTPUTS = ("best.yaml", "trials.csv", "trials.parquet", "report.html", "agreement.json")
 #: Of a record: what a clock, a machine or a kill may change.  A job that is killed after it has
 #: stored the shared stages finds them when it is tried again.
-FREE = ("attempts", "device_seconds", "finished", "host", "shared_steps")
+FREE = ("attempts", "checksum", "device_seconds", "finished", "host", "shared_steps")
 
 
 def line(data: Path, storage: Path, *more: object) -> list[object]:
