@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 # Workers outlive a killed driver by some seconds; the stage must outlive them.
 STEPS = 400
 LONG = f"spcl.steps={STEPS}"
+SHORTER = 200  # where a worker is killed, and the driver lives
 SEEN_STEP = 12  # past the first checkpoint of the adaptation, far from its end
 
 
@@ -37,11 +38,13 @@ def undisturbed(
     return runs
 
 
-def wait_for_adaptation(run: RunFolder, command: Command, stage: str = "spcl") -> None:
+def wait_for_adaptation(
+    run: RunFolder, command: Command, stage: str = "spcl", steps: int = STEPS
+) -> None:
     wait_until(
         lambda: command.code is not None or reached(run, stage, SEEN_STEP), 200, f"{stage} runs"
     )
-    assert not reached(run, stage, STEPS), "seen too late to disturb"
+    assert not reached(run, stage, steps), "seen too late to disturb"
 
 
 def assert_resumed_in_adaptation(run: RunFolder, stage: str = "spcl") -> None:
@@ -119,7 +122,7 @@ def test_a_run_goes_on_by_itself_after_a_killed_worker(
 
 @pytest.mark.parametrize("method", ["sdca", "asanet"])
 def test_other_methods_survive_a_killed_worker_too(method, commands, cluster, mini_data, tmp_path):
-    recipe = [f"stages=[source_only,{method},self_training]", f"{method}.steps={STEPS}"]
+    recipe = [f"stages=[source_only,{method},self_training]", f"{method}.steps={SHORTER}"]
     shape = ["--method", method, "--workers", 2, "source_only.steps=10", *recipe]
     left, right = RunFolder(tmp_path / "left/r"), RunFolder(tmp_path / "right/r")
     line = [*TRAIN, *arguments(mini_data, left.folder.parent, "r", *shape)]
@@ -128,7 +131,7 @@ def test_other_methods_survive_a_killed_worker_too(method, commands, cluster, mi
 
     line = [*TRAIN, *arguments(mini_data, right.folder.parent, "r", *shape)]
     command = commands.start(line, cluster.environment)
-    wait_for_adaptation(right, command, method)
+    wait_for_adaptation(right, command, method, SHORTER)
     pattern = kill_worker(right, 1)
     assert command.finish() == 0, command.err
     assert_started_twice(right, 1, pattern)
