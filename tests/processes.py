@@ -1,7 +1,9 @@
-"""Run a function on several ranks of a gloo group, each in a process of its own."""
+"""Processes for tests: ranks of a gloo group, and a limit on the files of this one."""
 
+import contextlib
+import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,3 +46,14 @@ def _run(
 
 def _result(folder: str, rank: int) -> Path:
     return Path(folder, f"result-{rank}.pt")
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

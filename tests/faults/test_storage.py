@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 import searches
 from conftest import MINI
 from mini import TRAIN, assert_same_bits
+from processes import largest_file
 
 from spcl import atomic, cli
 from spcl.data.convert import convert, verify
@@ -62,17 +62,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         yield made
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

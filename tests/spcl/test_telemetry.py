@@ -1,12 +1,10 @@
-import contextlib
 import io
 import json
-import resource
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import largest_file
 
 from spcl import atomic
 from spcl.errors import StorageError
@@ -82,16 +80,6 @@ def test_a_line_cut_short_spoils_no_other(tmp_path):
     atomic.append(path, json.dumps(second))
     assert list(run.metrics()) == [first, second]
     before = path.read_bytes()
-    with pytest.raises(StorageError), file_limit(len(before) + 5):
+    with pytest.raises(StorageError), largest_file(len(before) + 5):
         atomic.append(path, json.dumps({"stage": "a", "step": 3}))
     assert path.read_bytes() == before
-
-
-@contextlib.contextmanager
-def file_limit(size: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
