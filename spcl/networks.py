@@ -54,7 +54,7 @@ def new_method(config: Config, stage: str, segmentor: Segmentor) -> Method:
     method = METHODS[stage](segmentor, section)
     # After the method, so that an extra's own initial weights leave the method's as they were.
     for name in section.extras:
-        method.extras[name] = EXTRAS[name](segmentor, config.extra(name))
+        method.attach(name, EXTRAS[name](segmentor, config.extra(name)))
     return method
 
 

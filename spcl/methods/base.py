@@ -118,7 +118,7 @@ class Method(nn.Module):
         super().__init__()
         self.segmentor = segmentor
         self.config = config
-        self.extras = nn.ModuleDict()
+        self._extras: list[str] = []
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take over the results of the method's `StatePass`es."""
@@ -133,11 +133,23 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @final
+    def attach(self, name: str, extra: nn.Module) -> None:
+        """Put an extra on the method; its state is part of the method's, as <name>.* there."""
+        self.add_module(name, extra)
+        self._extras.append(name)
+
+    @final
+    def extras(self) -> dict[str, nn.Module]:
+        """Those that were attached, by name."""
+        # No ModuleDict: even an empty one would be a line in the state that is stored.
+        return {name: self.get_submodule(name) for name in self._extras}
+
+    @final
     def forward(self, batch: Batch, step: Step) -> dict[str, Term]:
         """The method's terms and its extras', in one graph: DDP needs a single forward."""
         outputs = self.losses(batch, step)
         terms = dict(outputs.terms)
-        for name, extra in self.extras.items():
+        for name, extra in self.extras().items():
             added = extra(self, batch, outputs.seen, step)
             terms |= {f"{name}/{term}": value for term, value in added.items()}
         return terms
@@ -169,7 +181,7 @@ class Method(nn.Module):
     @final
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
         """The method's and its extras', in the order of a checkpoint."""
-        more = (extra.optimizers(self.config) for extra in self.extras.values())
+        more = (extra.optimizers(self.config) for extra in self.extras().values())
         return [*self.optimizers(), *itertools.chain.from_iterable(more)]
 
     def after_step(self, step: Step) -> None:
