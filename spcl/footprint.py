@@ -21,10 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from spcl.config import Config
 from spcl.losses.segmentation import upsample
+from spcl.methods import METHODS
 from spcl.methods.base import Method
 from spcl.networks import new_method, new_segmentor, random_batch
 from spcl.passes import STATISTICS_BATCH
 from spcl.randomness import Step
+from spcl.stages import Stage
 from spcl.trainer import total
 
 COUNTED_STEPS = 2  # from the second on an optimizer has its state, and gradients are there before
@@ -141,15 +143,17 @@ def prediction(config: Config, size: tuple[int, int], num_classes: int, images: 
         return live.peak
 
 
-def of_stage(config: Config, kind: str, workers: int, num_classes: int) -> int:
-    """Peak bytes of a stage that trains nothing, by its kind: see `spcl.stages`."""
-    if kind == "evaluation":
-        section = config.evaluation
-        scale = max(section.scales)
-        height, width = (round(side * scale) for side in section.size)
+def without_training(config: Config, stage: Stage, workers: int, num_classes: int) -> int:
+    """Peak bytes of a stage that trains nothing: a method's pass, statistics, an evaluation."""
+    if stage.kind == "evaluation":
+        scale = max(config.evaluation.scales)
+        height, width = (round(side * scale) for side in config.evaluation.size)
         return prediction(config, (height, width), num_classes)
-    images = math.ceil(STATISTICS_BATCH / workers) if kind == "statistics" else 1
-    return prediction(config, config.target.size, num_classes, images)
+    if stage.kind == "statistics":
+        images = math.ceil(STATISTICS_BATCH / workers)
+        return prediction(config, config.target.size, num_classes, images)
+    (look,) = (p for p in METHODS[stage.reader].passes if p.name == stage.kind)
+    return prediction(config, getattr(config, look.domain).size, num_classes)
 
 
 def _bytes(tensors: Any) -> int:

@@ -67,7 +67,8 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
     need: dict[str, int] = {}  # by stage, as `seconds`; both empty if the classes are unknown
     seconds: dict[str, float] = {}
     for name in closed.stages if classes else ():
-        need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
+        batch = closed.batch_of(name) // search.devices
+        need[name] = memory(closed, name, batch, classes, search.devices)
     if timed and classes:
         set_up_torch(config.train)
         seconds = {n: step_seconds(closed, n, classes, search.devices) for n in closed.stages}
