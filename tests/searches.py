@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,27 @@ from tune.driver import Driver
 from tune.jobs import Job
 from tune.request import Search, with_holdout
 from tune.rungs import ladder
-from tune.space import load_space
+from tune.space import build_space, load_space
+
+#: Of a recipe of one stage.
+WEIGHT = {"adversarial.weight": {"low": 1e-4, "high": 1e-2, "log": True}}
+RATE = {"source_only.learning_rate": {"low": 0.01, "high": 0.2, "log": True}}
 
 
-def search(data: Path, storage: Path, **asked: Any) -> Search:
-    """A small search of the mini benchmark by source_val."""
-    config = with_holdout(load("streets", "spcl", None, MINI), data)
-    space = load_space("spcl", config)
+def search(
+    data: Path,
+    storage: Path,
+    *settings: str,
+    method: str = "spcl",
+    lines: Mapping[str, Any] | None = None,
+    **asked: Any,
+) -> Search:
+    """A small search of the mini benchmark by source_val.
+
+    lines  of the space (default: the method's file)
+    """
+    config = with_holdout(load("streets", method, None, [*MINI, *settings]), data)
+    space = build_space(lines, config) if lines else load_space(method, config)
     defaults = {
         "name": "s",
         "config": config,

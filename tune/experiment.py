@@ -44,8 +44,8 @@ def score_of(record: dict[str, Any], reference: dict[str, Any], name: str) -> fl
     """
     from spcl.validation import objective  # imports torch
 
-    own = "rungs" in reference and record["rung"] != REFERENCE
-    against = reference["rungs"][record["rung"]] if own else reference["validators"]
+    own, rung = "rungs" in reference, record["rung"]
+    against = reference["rungs"][rung] if own and rung != REFERENCE else reference["validators"]
     return objective(record["validators"], against, name, relative_classes=own)
 
 
