@@ -61,6 +61,12 @@ def pretend(job: Job) -> None:
     else:
         distance = math.log(job.parameters["spcl.temperature"] / 3) ** 2
         value = job.parameters["pseudo_label.cap"] - 0.01 * distance + 0.1 * job.rung
+    validators = {"finite": True, "source_val": value}
+    write(job, {"device_seconds": float(job.steps), "validators": validators})
+
+
+def write(job: Job, found: dict[str, Any]) -> None:
+    """Write the record of a job that is done."""
     record = {
         "schema": 1,
         "status": "done",
@@ -69,9 +75,7 @@ def pretend(job: Job) -> None:
         "rung": job.rung,
         "parameters": job.parameters,
         "settings": job.settings,
-        "device_seconds": float(job.steps),
-        "validators": {"finite": True, "source_val": value},
-    }
+    } | found
     assert not job.record.exists(), "a job ran twice"
     atomic.write_json(job.record, record)
 

@@ -141,12 +141,10 @@ def test_the_default_of_a_source_only_search_is_the_reference_and_trains_nothing
 ):
     asked = searches.search(mini_data, tmp_path, method="source_only", lines=searches.RATE)
     reference = run(asked.reference_job({}))
-    records = [run(job(asked, 0, rung)) for rung in range(3)]
-    assert [record["steps"] for record in records] == [0, 0, 0]
-    assert records[2]["artefact"] == reference["artefact"]
+    record = run(job(asked, 0, 2))
+    assert record["artefact"] == reference["artefact"] and record["steps"] == 0
     assert not list(RunFolder(job(asked).run.folder).metrics())
-    other = run(asked.job(1, 0, {"source_only.learning_rate": 0.05}, {}))
-    assert other["steps"] == 2 and other["artefact"] != records[0]["artefact"]
+    assert asked.job(1, 2, {"source_only.learning_rate": 0.05}, {}).steps == 3
 
 
 def test_a_finished_job_is_not_done_again(started, monkeypatch):
