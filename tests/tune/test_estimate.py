@@ -104,6 +104,14 @@ def test_a_search_of_source_only_training_does_not_count_its_default_twice(
     assert "of each rung that it climbs, one job less trains" in out
 
 
+def test_validators_read_the_target_of_a_recipe_that_does_not(tmp_path, capsys):
+    mine = space(tmp_path, "source_only.learning_rate: {low: 0.01, high: 0.2, log: true}")
+    asked = [*mine, "--method", "source_only", "--benchmark", "gta5", "--final-seeds", "1"]
+    assert call("search", tmp_path / "data", tmp_path / "runs", *asked) == 2
+    error = capsys.readouterr().err
+    assert "cityscapes/val, cityscapes/train" in error and "of 2 data sets" in error
+
+
 def test_a_reference_whose_batch_does_not_fit_the_workers_is_refused(tmp_path, capsys):
     mine = space(tmp_path, "adversarial.weight: {low: 1.0e-4, high: 1.0e-2, log: true}")
     asked = [*mine, "--method", "adversarial", "--devices-per-trial", "2", "source_only.batch=3"]
