@@ -312,7 +312,7 @@ def test_a_files_settings_hold_for_all_rows_and_the_command_line_goes_before_the
     path = written(tmp_path, values)
     made = resolved(path, mini_data, tmp_path, (0,), "full", "train.batch=6")
     for cell in made.distinct:
-        assert (cell.config.train.batch, cell.config.adversarial.momentum) == (6, 0.5)
+        assert (cell.config.train.batch, cell.config.of("adversarial").momentum) == (6, 0.5)
         assert (cell.config.method, cell.config.stages) == ("adversarial", ("adversarial",))
     assert len(made.distinct) == 2
 
@@ -335,10 +335,10 @@ def test_tiny_stages_are_a_twentieth_and_apart_from_full_results(mini_data, tmp_
     tiny = resolved(path, mini_data, tmp_path, (0,), "tiny", *steps)
     full = resolved(path, mini_data, tmp_path, (0,), "full", *steps)
     config = tiny.cells["adapted", 0].config
-    assert (config.adversarial.steps, config.spcl.steps) == (2, 10)
+    assert (config.of("adversarial").steps, config.of("spcl").steps) == (2, 10)
     shortest = resolved(path, mini_data, tmp_path, (0,), "tiny").cells["adapted", 0]
-    assert shortest.config.spcl.steps == 1  # of 6
-    assert config.spcl.horizon == full.cells["adapted", 0].config.spcl.horizon
+    assert shortest.config.of("spcl").steps == 1  # of 6
+    assert config.of("spcl").horizon == full.cells["adapted", 0].config.spcl.horizon
     assert tiny.folder != full.folder
     for row in ("baseline", "adapted"):
         one, other = tiny.cells[row, 0], full.cells[row, 0]
