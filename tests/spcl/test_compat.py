@@ -115,7 +115,7 @@ def test_a_setting_beside_official_wins(tmp_path):
     path.write_text("spcl: {absent: keep}\n")
     both = load("gta5", "spcl", path, ["spcl.seg_temperature=1.0", "compat=official"])
     assert (both.of("spcl").absent, both.of("spcl").seg_temperature) == ("keep", 1.0)
-    assert both.adversarial.seg_temperature == 1.8
+    assert both.of("adversarial").seg_temperature == 1.8
 
 
 def test_official_where_nothing_is_known_of_the_code_is_refused():
