@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spcl import protocols
-from spcl.config import Config, Evaluation
+from spcl.config import Config
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.sampling import hash_chosen, stream_seed
 from spcl.data.shards import ShardSet
@@ -27,6 +27,7 @@ from spcl.metrics import mean_iou
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
 from spcl.passes import statistics_pass
+from spcl.sections import Evaluation
 from spcl.settings import choose
 from spcl.validators import LABEL_FREE, OBJECTIVES
 from spcl.validators.consistency import agreement, disturbed

@@ -26,7 +26,7 @@ import torch
 from ray_jobs.group import stop, stopped, worker_group
 from spcl import atomic, distributed, records
 from spcl.commit import VARIABLE
-from spcl.config import Config, Evaluation, from_dict
+from spcl.config import Config, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
 from spcl.devices import choose_device
@@ -38,6 +38,7 @@ from spcl.networks import load_segmentor
 from spcl.protocols import headline, score
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
+from spcl.sections import Evaluation
 from spcl.settings import build
 from spcl.stages import Stage
 from spcl.telemetry import Telemetry

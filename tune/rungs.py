@@ -104,14 +104,9 @@ def references(config: Config, keys: Collection[str]) -> tuple[Config, ...]:
 
 def _touched(config: Config, key: str) -> list[int]:
     """Indices of the stages that read a setting."""
-    from spcl.methods import METHODS  # imports torch
-
     section = key.split(".")[0]
-    if section == "pseudo_label":
-        return [i for i, name in enumerate(config.stages) if section in METHODS[name].sections]
-    if section in config.stages:
-        return [config.stages.index(section)]
-    return [0]  # data, network, optimisation: everything
+    own = [i for i, name in enumerate(config.stages) if section in config.sections_of(name)]
+    return own or [0]  # data, network, optimisation: everything
 
 
 def ladder(config: Config, keys: Collection[str]) -> tuple[Rung, ...]:
@@ -137,10 +132,12 @@ def at_rung(config: Config, rung: Rung) -> Config:
         name: dataclasses.replace(config.of(name), steps=steps)
         for name, steps in rung.steps.items()
     }
-    from spcl.config import NO_DATASET  # imports torch
+    from spcl.sections import NO_DATASET  # imports torch
 
     closed = dataclasses.replace(config.evaluation, dataset=NO_DATASET)
-    return dataclasses.replace(config, stages=rung.stages, evaluation=closed, **sections)
+    return dataclasses.replace(
+        config.with_sections(sections), stages=rung.stages, evaluation=closed
+    )
 
 
 def added_steps(rungs: Sequence[Rung], rung: int, shared: Collection[str]) -> dict[str, int]:

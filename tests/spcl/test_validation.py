@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spcl import validation
-from spcl.config import Evaluation, load
+from spcl.config import load
 from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize
@@ -18,6 +18,7 @@ from spcl.evaluate import evaluate
 from spcl.metrics import mean_iou
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor, build_segmentor
+from spcl.sections import Evaluation
 from spcl.validation import (
     LABEL_FREE,
     ensemble_predictions,

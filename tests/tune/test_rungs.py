@@ -211,7 +211,7 @@ def test_a_rung_stops_the_schedule_without_rescaling_it_and_shuts_the_targets_la
     config = load("streets", "spcl")
     here = at_rung(config, ladder(config, KEYS)[0])
     assert here.stages == ("adversarial", "spcl")
-    assert (here.spcl.steps, here.spcl.horizon) == (300, config.spcl.horizon)
+    assert (here.of("spcl").steps, here.of("spcl").horizon) == (300, config.of("spcl").horizon)
     assert not here.evaluation.wanted
     here.check()
 
