@@ -20,16 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spcl.config import Config
+from spcl.gradients import AtOnce, runner
 from spcl.losses.segmentation import upsample
 from spcl.methods import METHODS
-from spcl.methods.base import Method
 from spcl.networks import new_method, new_segmentor, random_batch
 from spcl.passes import STATISTICS_BATCH
 from spcl.randomness import Step
 from spcl.stages import Stage
 from spcl.trainer import total
 
-COUNTED_STEPS = 2  # from the second on an optimizer has its state, and gradients are there before
+COUNTED_STEPS = 2  # from the second on an optimizer has its state
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,21 @@ def training(
     """
     with FakeTensorMode(), LiveBytes() as live:
         method = new_method(config, stage, new_segmentor(config, num_classes, weights="none"))
-        method.train()
+        running = runner(method.train(), batch, config.train)
         optimizers = method.all_optimizers()
         data = random_batch(config, stage, batch, num_classes)
         trained = [p for p in method.parameters() if p.requires_grad]
-        if workers > 1:
+        buckets = workers > 1 and isinstance(running, AtOnce)
+        if buckets:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
-        for number in range(COUNTED_STEPS):
-            _step(method, optimizers, data, number, config, keep_gradients=workers > 1)
+        for number in range(COUNTED_STEPS):  # as in `trainer.fit`
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=not buckets)
+            loss, _ = total(running.terms(data, Step(number)), config.train.reduction)
+            running.backward(loss)
+            for optimizer in optimizers:
+                optimizer.step()
         return Footprint(
             weights=_bytes(method.parameters()),
             buffers=_bytes(method.buffers()),
@@ -115,20 +121,6 @@ def training(
             batch=_bytes(tree_leaves([vars(images) for images in data.streams.values()])),
             peak=live.peak,
         )
-
-
-def _step(
-    method: Method, optimizers: list, data: Any, number: int, config: Config, keep_gradients: bool
-) -> None:
-    """As in `trainer.fit`."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.train.dtype == "bfloat16"):
-        terms = method(data, Step(number))
-    loss, _ = total(terms, config.train.reduction)
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=not keep_gradients)
-    loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def prediction(config: Config, size: tuple[int, int], num_classes: int, images: int = 1) -> int:

@@ -9,6 +9,7 @@ from spcl.cli import guarded
 from spcl.config import load
 from spcl.errors import ConfigError
 from spcl.footprint import prediction, training
+from spcl.gradients import runner
 from spcl.losses.segmentation import upsample
 from spcl.methods import METHODS
 from spcl.methods.source_only import SourceOnly
@@ -38,15 +39,14 @@ def allocated(run):
 
 def train(config, stage, batch):
     method = new_method(config, stage, new_segmentor(config, CLASSES, weights="none")).train()
+    running = runner(method, batch, config.train)
     optimizers = method.all_optimizers()
     data = random_batch(config, stage, batch, CLASSES)
     for number in range(3):
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.dtype == "bfloat16"):
-            terms = method(data, Step(number))
-        loss, _ = total(terms)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, _ = total(running.terms(data, Step(number)))
+        running.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
 
@@ -60,6 +60,7 @@ def train(config, stage, batch):
         ("asanet", "asanet", SMALL),
         ("spcl", "spcl", (*SMALL, "train.dtype=bfloat16")),
         ("source_only", "source_only", (*SMALL, *RESNET, "source_only.optimizer=adamw")),
+        ("spcl", "spcl", (*SMALL, "model.norm=frozen", "train.micro_batch=1")),
     ],
 )
 def test_a_step_needs_what_is_counted(method, stage, settings):
