@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,11 +84,11 @@ def describe(config: Config, classes: int, gpus: dict[str, int]) -> str:
     peaks: dict[str, int] = {}
     for stage in stages:
         if stage.method:
-            batch = config.batch_of(stage.method) // workers
-            found = footprint(config, stage.method, batch, classes)
+            images = share(config, stage.method)
+            found = footprint(config, stage.method, images, classes)
             peaks[stage.title] = found.peak
             cells = "".join(f"{getattr(found, c) / MIB:>12.1f}" for c in COLUMNS)
-            lines.append(f"{stage.title:<34}{batch:>7}{cells}")
+            lines.append(f"{stage.title:<34}{images:>7}{cells}")
         else:
             peaks[stage.title] = without_training(config, stage, workers, classes)
             rest = f"{peaks[stage.title] / MIB:>{12 * len(COLUMNS)}.1f}"
@@ -107,20 +109,51 @@ def fits(config: Config, classes: int, name: str, size: int, peaks: dict[str, in
         f"beside {RESERVED / GIB:g} for the CUDA context and workspaces (ours)"
     ]
     for stage in config.stages:
-
-        def need(batch: int, stage: str = stage) -> int:
-            return footprint(config, stage, batch, classes).peak
-
-        batch = largest(need, free)
+        batch = largest(partial(need, config, stage, classes), free)
         setting = "train.batch" if config.of(stage).batch is None else f"{stage}.batch"
         lines.append(f"  {stage:<16} at most {batch} images a worker: {setting}={batch * workers}")
+        if stage in over and in_parts(config, 1):
+            micro_batch = largest_part(config, stage, classes, free)
+            told = f"train.micro_batch={micro_batch}" if micro_batch else "not in parts either"
+            lines.append(f"  {'':<16} all {share(config, stage)} images of a worker: {told}")
     return lines
 
 
-def footprint(config: Config, stage: str, batch: int, classes: int) -> Footprint:
+def largest_part(config: Config, stage: str, classes: int, limit: int) -> int:
+    """The largest `train.micro_batch` with which a worker's share of a stage fits; 0: none."""
+    images = share(config, stage)
+
+    def part(size: int) -> int:
+        # As many as there are, or more, are no parts; a batch of them has been found too large.
+        return limit + 1 if size >= images else need(in_parts(config, size), stage, classes, images)
+
+    return largest(part, limit)
+
+
+def in_parts(config: Config, size: int) -> Config | None:
+    """The same with `train.micro_batch`; None where the network forbids it."""
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=size))
+    try:
+        changed.check()
+    except ConfigError:
+        return None
+    return changed
+
+
+def share(config: Config, stage: str) -> int:
+    """Images of a domain in a worker's step."""
+    return config.batch_of(stage) // config.train.workers
+
+
+def need(config: Config, stage: str, classes: int, images: int) -> int:
+    """Peak bytes of a step of a stage with so many images on a worker."""
+    return footprint(config, stage, images, classes).peak
+
+
+def footprint(config: Config, stage: str, images: int, classes: int) -> Footprint:
     from spcl.footprint import training
 
-    return training(config, stage, batch, classes, workers=config.train.workers)
+    return training(config, stage, images, classes, workers=config.train.workers)
 
 
 def largest(need: Callable[[int], int], limit: int) -> int:

@@ -12,6 +12,7 @@ from spcl.data.catalog import expect_data
 from spcl.data.planned import Planned, count_classes, last_lines
 from spcl.devices import choose_device, set_up_torch
 from spcl.dry_run import key_columns, mebibytes, memory
+from spcl.gradients import runner
 from spcl.networks import new_method, new_segmentor, random_batch
 from spcl.randomness import Step
 from spcl.stages import plan
@@ -165,13 +166,14 @@ def _timed(config: Config, name: str, classes: int, batch: int, device: torch.de
     segmentor = new_segmentor(config, classes, weights="none")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     method = new_method(config, name, segmentor).to(device, memory_format=layout).train()
+    running = runner(method, batch, config.train, device.type)
     optimizers = method.all_optimizers()
     data = random_batch(config, name, batch, classes).to(device, config.train.channels_last)
     seconds = []
     for step in range(TIMED_STEPS):  # the first one sets things up, and others may be disturbed
         started = time.perf_counter()
-        loss, _ = total(method(data, Step(step)))
-        loss.backward()
+        loss, _ = total(running.terms(data, Step(step)))
+        running.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -127,6 +127,17 @@ def test_the_largest_number_that_fits():
         assert len(tried) < 15
 
 
+def test_the_largest_part_that_fits(monkeypatch):
+    """The outputs of all images stay; a part's activations come on top."""
+    monkeypatch.setattr(plan, "need", lambda c, _, __, images: images + 10 * c.train.micro_batch)
+    frozen = ["model.norm=frozen", "train.batch=8"]
+    config = load("streets", "source_only", None, frozen)
+    for limit, size in ((17, 0), (18, 1), (37, 2), (38, 3), (10_000, 7)):
+        assert plan.largest_part(config, "source_only", CLASSES, limit) == size
+    assert plan.in_parts(config, 1).train.micro_batch == 1
+    assert plan.in_parts(load("streets", "source_only", None, ["model.norm=domain"]), 1) is None
+
+
 def test_sizes_of_gpus():
     assert plan.parse_sizes("24GB,1.5GiB") == {"24GB": 24 * GIB, "1.5GiB": 3 * GIB // 2}
     assert plan.parse_sizes("") == {}
