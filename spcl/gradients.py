@@ -76,7 +76,6 @@ class InParts:
             distributed.broadcast(tensor.detach())  # as DDP does when it wraps
 
     def terms(self, batch: Batch, step: Step) -> dict[str, Term]:
-        self.calls.clear()
         with self.autocast(), self.method.running_by(self._run):
             return self.method(batch, step)
 
