@@ -151,7 +151,7 @@ def runner(method: Method, images: int, train: Train, device: str = "cpu") -> At
         device,
         torch.bfloat16,
         enabled=train.dtype == "bfloat16",
-        # Weights that pass (a) casts have no gradient, so pass (b) must not find them in a cache.
+        # Older torch would find in pass (b) a weight that pass (a) has cast without a gradient.
         cache_enabled=not parts,
     )
     return InParts(method, train.micro_batch, autocast) if parts else AtOnce(method, autocast)
