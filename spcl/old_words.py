@@ -100,7 +100,7 @@ def today(key: str) -> str:
 def _order(role: str, order: str, said: Mapping[str, bool]) -> str:
     """An order, changed by the words that are said above it."""
     before = MEANT.get(order, MEANT["uniform"])
-    after = before | said
+    after = {**before, **said}
     if after == before:
         return order
     for name, words in MEANT.items():

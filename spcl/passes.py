@@ -63,9 +63,9 @@ def prediction_pass(
     with PredictionWriter(folder, distributed.rank()) as writer:
         for index in heartbeat.counted("the prediction pass", _mine(shards)):
             logits = segmentor.predict(load_image(shards, index, size).to(device))
-            confidence, label = upsample(logits.float(), size).softmax(1).max(1)
+            confidence, best = upsample(logits.float(), size).softmax(1).max(1)
             levels = quantize(confidence[0].cpu().numpy())
-            label = label[0].cpu().numpy().astype(np.uint8)
+            label = best[0].cpu().numpy().astype(np.uint8)
             histogram += confidence_histogram(label, levels, segmentor.num_classes)
             writer.add(shards.sample_ids[index], label, levels)
     total = distributed.all_reduce(torch.from_numpy(histogram).to(device)).cpu().numpy()

@@ -33,7 +33,7 @@ def rows(settings: type, prefix: str = "") -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for field in dataclasses.fields(settings):
         kind, key = hints[field.name], prefix + field.name
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             found |= rows(kind, key + ".")
             continue
         plain = isinstance(kind, type) and not typing.get_args(kind)

@@ -1,6 +1,7 @@
 """The fully convolutional critic of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         margin = max(0, STRIDE - height), max(0, STRIDE - width)
-        x = self.first(x, self.layers[0], margin)
+        x = self.first(x, cast(nn.Conv2d, self.layers[0]), margin)
         for layer in self.layers[1:]:
             x = layer(F.leaky_relu(x, 0.2))
         return x

@@ -16,12 +16,13 @@ class DilatedClassifier(nn.Module):
         super().__init__()
         if branches not in (2, 4):
             raise ValueError(f"branches must be 2 or 4, not {branches}")
-        self.branches = nn.ModuleList(
+        made = [
             nn.Conv2d(dimension, num_classes, 3, padding=d, dilation=d)
             for d in DILATIONS[:branches]
-        )
-        for branch in self.branches:
+        ]
+        for branch in made:
             nn.init.normal_(branch.weight, std=0.01)
+        self.branches = nn.ModuleList(made)
 
     def forward(self, features: Tensor) -> Tensor:
         logits = self.branches[0](features)

@@ -153,6 +153,10 @@ class DomainNorm(nn.Module):
     The state of a BatchNorm2d loads into both domains and counts as no update.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    updates: Tensor
+
     def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
@@ -200,6 +204,11 @@ class FrozenBatchNorm2d(nn.Module):
 
     The authors' frozen kind has no eps; here it is BatchNorm's, so that freezing changes nothing.
     """
+
+    weight: Tensor  # (C,), as the three below
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.errors import ConfigError
+from spcl.models.backbone import Backbone
 from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
 from spcl.models.resnet import ResNet
@@ -43,9 +44,12 @@ class Segmentor(nn.Module):
     no_decay    parts of the names of parameters that are trained without weight decay
     """
 
+    _absent: Tensor
+    _shift: Tensor
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         head: nn.Module,
         num_classes: int,
         absent: tuple[int, ...] = (),
@@ -57,7 +61,7 @@ class Segmentor(nn.Module):
         self.no_decay = no_decay
         self.num_classes = num_classes
         self.absent = absent
-        self.feature_dimension: int = backbone.feature_dimension
+        self.feature_dimension = backbone.feature_dimension
         if not set(absent) < set(range(num_classes)):
             raise ConfigError(
                 f"model.absent must name some, not all, of the trainIds 0..{num_classes - 1}, "
@@ -114,7 +118,7 @@ class ModelSpec:
     no_decay    see `Segmentor`
     """
 
-    backbone: Callable[[type[nn.Module], str], nn.Module]
+    backbone: Callable[[type[nn.Module], str], Backbone]
     head: Callable[[int, int, int], nn.Module]
     stride: int
     pretrained: Pretrained | None = None
