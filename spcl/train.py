@@ -32,8 +32,9 @@ def run_on_rank(
     A UserError goes to FAILED.json, too, and on.
     """
     from spcl import distributed
+    from spcl.devices import choose_device
     from spcl.lease import LeaseLost
-    from spcl.recipe import Recipe, choose_device
+    from spcl.recipe import Recipe
     from spcl.results.store import RunFolder
     from spcl.telemetry import Telemetry
     from spcl.trainer import Surroundings
@@ -103,8 +104,8 @@ def _join_group(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
+    from spcl.devices import choose_device
     from spcl.lease import Lease, under
-    from spcl.recipe import choose_device
     from spcl.results.store import RunFolder
     from spcl.telemetry import LiveLine
 

@@ -29,12 +29,14 @@ from spcl.commit import VARIABLE
 from spcl.config import Config, Evaluation, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
+from spcl.devices import choose_device
 from spcl.errors import StorageError, UserError
 from spcl.evaluate import evaluate
 from spcl.lease import EXPIRES, Lease, LeaseLost, check, under
 from spcl.models.segmentor import Segmentor
+from spcl.networks import load_segmentor
 from spcl.protocols import headline, score
-from spcl.recipe import Recipe, choose_device, load_segmentor
+from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.settings import build
 from spcl.stages import Stage

@@ -18,10 +18,12 @@ from ray_jobs.group import stop, stopped, worker_group
 from spcl import atomic, distributed
 from spcl.commit import VARIABLE, commit
 from spcl.config import from_dict
+from spcl.devices import choose_device
 from spcl.errors import StorageError, UserError
 from spcl.lease import LeaseLost, is_lost, under
-from spcl.recipe import Recipe, choose_device, open_run
+from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
+from spcl.run_config import open_run
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
 from tune.jobs import free_memory, waiting_lease
