@@ -131,7 +131,7 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
         settings = _without_empty(
             network=network,
             train=_train_settings(config, name) | {"batch": config.batch_of(name)},
-            method=_without_start(scientific(section)),
+            method=_without_start(old_words.renamed_in_key(name, scientific(section))),
             extras={extra: _extra_settings(config, extra) for extra in section.extras},
             **{more: scientific(getattr(config, more)) for more in method.sections},
             **{role: _stream_settings(getattr(config, role)) for role in domains},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spcl import records
+from spcl import old_words, records
 from spcl.chosen_by import ChosenBy
 from spcl.data.sampling import hash_chosen
 from spcl.errors import ConfigError, DataError
@@ -154,6 +154,9 @@ def read_job(path: Path) -> dict[str, Any]:
     """A job's record.  DataError names a damaged one."""
     record = read(path)
     _check_keys(record, ("configuration", "rung", "status"), path, WAY_OUT)
+    for names in ("parameters", "settings"):
+        if names in record:
+            record[names] = old_words.renamed_all(record[names])
     return record
 
 
@@ -165,7 +168,7 @@ def read_request(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise DataError(f"{error}; {way_out}") from None
     _check_keys(request, ("objective", "rungs", "space", "config"), path, way_out)
-    return request
+    return request | {"space": old_words.renamed_space(request["space"])}
 
 
 def _check_keys(values: dict[str, Any], keys: Sequence[str], path: Path, way_out: str) -> None:

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
-from spcl import atomic
+from spcl import atomic, old_words
 from spcl.config import Config
 from spcl.errors import DataError, StorageError
 from spcl.settings import digest
@@ -185,7 +185,9 @@ class Journal:
     def started(self) -> dict[int, Started]:
         """Every configuration that was ever started."""
         return {
-            number: Started(trial.user_attrs["parameters"], trial.user_attrs["rung"])
+            number: Started(
+                old_words.renamed_all(trial.user_attrs["parameters"]), trial.user_attrs["rung"]
+            )
             for number, trial in self._trials.items()
         }
 

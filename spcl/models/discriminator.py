@@ -1,4 +1,4 @@
-"""The fully convolutional critic of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
+"""The fully convolutional discriminator of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
 
 from collections.abc import Callable
 from typing import cast
@@ -17,14 +17,14 @@ def convolve(x: Tensor, layer: nn.Conv2d, margin: tuple[int, int]) -> Tensor:
     return layer(F.pad(x, (0, margin[1], 0, margin[0])) if any(margin) else x)
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """Class probabilities (B, K, H, W) -> one logit per cell, (B, 1, H // 32, W // 32).
 
     Five 4x4 convolutions of stride 2 with `width` * (1, 2, 4, 8) channels, no normalisation.  An
     image of less than 32 pixels is padded with zeros to 32.
 
     inputs  channels that the first convolution sees: K, unless `first` makes others of them
-    first   how the first convolution is applied to what the critic is given
+    first   how the first convolution is applied to what the discriminator is given
     """
 
     def __init__(self, inputs: int, width: int = 64, first: First = convolve):
