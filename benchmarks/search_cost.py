@@ -75,7 +75,7 @@ def scaled(config: Config, scale: float) -> Config:
         )
         for name in config.stages
     }
-    return dataclasses.replace(config, **sections)
+    return config.with_sections(sections)
 
 
 def make_search(arguments: argparse.Namespace, seed: int) -> Search:

@@ -22,7 +22,8 @@ from spcl import cli
 from spcl.errors import UserError
 
 if TYPE_CHECKING:
-    from spcl.config import Config, Evaluation
+    from spcl.config import Config
+    from spcl.sections import Evaluation
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluation_settings(arguments: argparse.Namespace, own: Evaluation) -> Evaluation:
     """The run's own evaluation with what the command line says otherwise.  ConfigError."""
-    from spcl.config import Evaluation
+    from spcl.sections import Evaluation
     from spcl.settings import build
 
     given: dict[str, Any] = {

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from spcl.config import Train
 from spcl.errors import UserError
+from spcl.sections import Train
 
 
 def choose_device(train: Train, local_rank: int) -> torch.device:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from spcl import distributed, heartbeat
-from spcl.config import Evaluation
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.loader import rank_indices
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize, resize_image
 from spcl.losses.segmentation import upsample
+from spcl.sections import Evaluation
 
 Predict = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K, h, w)
 

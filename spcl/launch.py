@@ -21,7 +21,6 @@ from spcl.data.planned import refuse
 from spcl.early import check_name
 from spcl.errors import ConfigError
 from spcl.layers import parse_overrides
-from spcl.methods import METHODS
 from spcl.models.weights import check_weights
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
@@ -79,7 +78,7 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         name = f"{base}-s{seed}" if seeds or not arguments.name else base
         made.append(Request(one, data, storage, name))
     if distributed.rank() == 0:
-        unread = parse_overrides(arguments.settings).keys() & METHODS.keys() - set(config.stages)
+        unread = parse_overrides(arguments.settings).keys() & config.unread_sections()
         for section in sorted(unread):
             stages = ", ".join(config.stages)
             print(f"note: what {section}.* says is read by no stage of {stages}", flush=True)

@@ -122,6 +122,14 @@ def renamed(key: str) -> str:
     return f"{section}.{now}{slash}{kind}" if now else key
 
 
+def first(key: str) -> str:
+    """The name that `renamed` values had first."""
+    section, _, rest = key.partition(".")
+    name, slash, kind = rest.partition("/")
+    old = {now: word for word, now in RENAMED.get(section, {}).items()}
+    return f"{section}.{old[name]}{slash}{kind}" if name in old else key
+
+
 def renamed_all(values: Mapping[str, Any]) -> dict[str, Any]:
     """{dotted setting or parameter: value} under today's names."""
     return {renamed(key): value for key, value in values.items()}

@@ -16,7 +16,7 @@ from spcl import atomic, checkpoint, distributed, heartbeat, passes
 from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
-from spcl.config import Config, Domain
+from spcl.config import Config
 from spcl.data.batch import Labels
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
@@ -36,6 +36,7 @@ from spcl.panels import captioned_grid, same_size
 from spcl.protocols import absence_notes, score
 from spcl.provenance import agree, code_version, describe
 from spcl.results.store import RunFolder, read_confusions, write_confusions
+from spcl.sections import Domain
 from spcl.settings import digest
 from spcl.stages import Stage, plan
 from spcl.trainer import Surroundings, fit

@@ -24,7 +24,7 @@ from spcl import atomic, export
 from spcl.analysis import PixelSample, merge, sample_pixels, write_analysis
 from spcl.artefacts import MANIFEST, verify
 from spcl.chosen_by import SECTION, stored
-from spcl.config import Config, Evaluation
+from spcl.config import Config
 from spcl.data.catalog import check_native, check_same_classes
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label
@@ -39,6 +39,7 @@ from spcl.protocols import absence_notes, check_classes, score
 from spcl.provenance import code_version, commit
 from spcl.results.store import SCHEMA, RunFolder, write_confusions
 from spcl.run_config import run_config
+from spcl.sections import Evaluation
 from spcl.settings import choose
 
 SHARE = 16  # images; small enough for a progress line and for workers of unequal speed

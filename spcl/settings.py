@@ -12,9 +12,9 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -48,6 +48,58 @@ def setting(
         "operational": operational,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def further(sections: Callable[[], Mapping[str, type]]) -> Any:
+    """A dataclass field that maps the names of sections to their settings.
+
+    In files and on the command line these sections stand beside the fields, as if each were one.
+
+    sections  gives name -> dataclass, of today: asked anew whenever settings are built or listed
+    """
+
+    def usual() -> dict[str, Any]:
+        return {name: section() for name, section in sections().items()}
+
+    # A dict has no hash; equal settings have an equal one without it.
+    return dataclasses.field(default_factory=usual, hash=False, metadata={"further": sections})
+
+
+class Member(NamedTuple):
+    """A setting or a section, as it is written: `kind` is its type, or a section's dataclass."""
+
+    name: str
+    kind: Any
+    field: dataclasses.Field
+    is_further: bool
+
+
+def members(settings: type) -> Iterator[Member]:
+    """The fields of a dataclass in order, with the sections of its `further` in their place."""
+    hints = typing.get_type_hints(settings)
+    fields = dataclasses.fields(settings)
+    for field in fields:
+        if "further" not in field.metadata:
+            yield Member(field.name, hints[field.name], field, False)
+            continue
+        sections = field.metadata["further"]()
+        twice = sorted(sections.keys() & {field.name for field in fields})
+        assert not twice, f"{', '.join(twice)}: the name of a setting already; choose another"
+        yield from (Member(name, kind, field, True) for name, kind in sections.items())
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """Nested, plain values, in the order of `members`: the inverse of `build`."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if "further" in field.metadata:
+            values |= {name: as_dict(section) for name, section in value.items()}
+        elif dataclasses.is_dataclass(value):
+            values[field.name] = as_dict(value)
+        else:
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -88,13 +140,18 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 def build(section: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """Make a `section` dataclass; ConfigError on an unknown key or an unusable value."""
-    hints = typing.get_type_hints(section)
-    known = {field.name: field for field in dataclasses.fields(section)}
-    arguments = {}
+    known = {member.name: member for member in members(section)}
+    arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise unknown_key(prefix + str(key), [prefix + name for name in known])
-        arguments[key] = _convert(value, hints[key], prefix + key, known[key])
+        member = known[key]
+        converted = _convert(value, member.kind, prefix + key, member.field)
+        if member.is_further:
+            usual = {m.name: m.kind() for m in known.values() if m.field is member.field}
+            arguments.setdefault(member.field.name, usual)[key] = converted
+        else:
+            arguments[key] = converted
     return section(**arguments)
 
 

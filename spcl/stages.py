@@ -133,7 +133,7 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
             train=_train_settings(config, name) | {"batch": config.batch_of(name)},
             method=_without_start(old_words.renamed_in_key(name, scientific(section))),
             extras={extra: _extra_settings(config, extra) for extra in section.extras},
-            **{more: scientific(getattr(config, more)) for more in method.sections},
+            **{more: scientific(config.named(more)) for more in method.sections},
             **{role: _stream_settings(getattr(config, role)) for role in domains},
         )
         trained.append(add("train", name, settings, domains, version=method.version, **inputs))

@@ -18,7 +18,7 @@ from typing import Any
 
 from spcl import atomic, cli
 from spcl.layers import layered
-from spcl.settings import build, choose, setting
+from spcl.settings import build, choose, members, setting
 
 TABLE = Path(__file__).with_suffix(".json")
 FACTS = ("origin", "low", "high", "below", "choices", "operational")  # see `spcl.settings.setting`
@@ -29,20 +29,19 @@ def rows(settings: type, prefix: str = "") -> dict[str, dict[str, Any]]:
 
     Types are written as in Python: "tuple[float, float]", "int | None".
     """
-    hints = typing.get_type_hints(settings)
     found: dict[str, dict[str, Any]] = {}
-    for field in dataclasses.fields(settings):
-        kind, key = hints[field.name], prefix + field.name
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+    for name, kind, field, _ in members(settings):
+        key = prefix + name
+        if dataclasses.is_dataclass(kind):
             found |= rows(kind, key + ".")
             continue
         plain = isinstance(kind, type) and not typing.get_args(kind)
-        name = kind.__name__ if plain else str(kind)  # "int", "int | None"
+        written = kind.__name__ if plain else str(kind)  # "int", "int | None"
         facts = {fact: field.metadata.get(fact) for fact in FACTS}
         said = {fact: value for fact, value in facts.items() if value is not None}
         if not said.get("operational"):
             said.pop("operational", None)
-        found[key] = {"type": name, "default": field.default} | said
+        found[key] = {"type": written, "default": field.default} | said
     return found
 
 

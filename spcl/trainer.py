@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spcl import checkpoint, distributed, heartbeat, optimization
 from spcl.checkpoint import Checkpoints
-from spcl.config import Train
 from spcl.data.batch import Batch
 from spcl.data.labels import TRAIN_ID_COLORS
 from spcl.data.loader import Steps
@@ -28,6 +27,7 @@ from spcl.methods.base import Method, StageConfig, Term
 from spcl.metrics import mean_iou
 from spcl.panels import training_panel
 from spcl.randomness import Step
+from spcl.sections import Train
 from spcl.telemetry import Telemetry
 
 Report = Callable[[dict[str, Any]], None]

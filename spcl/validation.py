@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spcl import protocols
-from spcl.config import Config, Evaluation
+from spcl.config import Config
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.sampling import hash_chosen, stream_seed
 from spcl.data.shards import ShardSet
@@ -27,6 +27,7 @@ from spcl.metrics import mean_iou
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
 from spcl.passes import statistics_pass
+from spcl.sections import Evaluation
 from spcl.settings import choose
 from spcl.validators import LABEL_FREE, OBJECTIVES
 from spcl.validators.consistency import agreement, disturbed
@@ -38,7 +39,7 @@ from spcl.validators.temperature import fit_temperature, fitting_pixels
 TARGET_IMAGES = 256  # chosen by hash; all, if there are fewer
 BATCH_PIXELS = 2**16  # of images predicted together: 8 of 64x128, 1 of 512x1024
 TEMPERATURE_PIXELS = 256  # of each source image
-SOURCE_FLOOR = 0.9  # of the warm-up's source-val mIoU
+SOURCE_FLOOR = 0.9  # of the reference network's source-val mIoU
 CLASS_FLOOR = 0.8  # of the classes must be predicted somewhere
 LEAST_DEVIATION = 1e-6  # a single image has none to divide by
 
@@ -201,18 +202,24 @@ def resampled(count: int, resamples: int) -> np.ndarray:
 
 
 def objective(
-    validators: Mapping[str, Any], reference: Mapping[str, Any], name: str
+    validators: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    name: str,
+    *,
+    relative_classes: bool = False,
 ) -> float | None:
     """What a search maximises: one number, or None where it must not be chosen.
 
     validators  what `validate` returned, with `few_label` or `target_oracle` where asked for
-    reference   the same of the warm-up network, with `sd`
+    reference   the same of the search's reference network, with `sd`
     name        of OBJECTIVES; `few_label:8` is read as `few_label`
+    relative_classes  the reference has trained as little as the network, from no trained one, and
+                so need not know all classes: those that it predicts count in place of all
 
-    Each label-free validator is its distance from the warm-up network's, in standard deviations of
-    the latter; `label_free` is the mean of the four.  These need no target label and so can be
-    fooled: None where the source-val mIoU is below 0.9 of the warm-up's, or where fewer than
-    80 % of the classes are predicted.  None also where a number is not finite.
+    Each label-free validator is its distance from the reference's, in standard deviations of the
+    latter; `label_free` is the mean of the four.  These need no target label and so can be fooled:
+    None where the source-val mIoU is below 0.9 of the reference's, or where fewer than 80 % of the
+    classes are predicted.  None also where a number is not finite.
     """
     name = choose(name.partition(":")[0], OBJECTIVES, "objective")
     if not validators["finite"]:
@@ -223,12 +230,13 @@ def objective(
         return _finite(validators[name])
     if not reference["finite"]:
         raise UserError(
-            "label-free objectives compare with the warm-up network, whose predictions must be "
+            "label-free objectives compare with a reference network, whose predictions must be "
             "finite but are not; train it at a smaller learning rate"
         )
+    classes = reference["classes_predicted"] if relative_classes else 1.0
     if (
         validators["source_val"] < SOURCE_FLOOR * reference["source_val"]
-        or validators["classes_predicted"] < CLASS_FLOOR
+        or validators["classes_predicted"] < CLASS_FLOOR * classes
     ):
         return None
     names = LABEL_FREE if name == "label_free" else (name,)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,27 @@ from tune.driver import Driver
 from tune.jobs import Job
 from tune.request import Search, with_holdout
 from tune.rungs import ladder
-from tune.space import load_space
+from tune.space import build_space, load_space
+
+#: Of a recipe of one stage.
+WEIGHT = {"adversarial.weight": {"low": 1e-4, "high": 1e-2, "log": True}}
+RATE = {"source_only.learning_rate": {"low": 0.01, "high": 0.2, "log": True}}
 
 
-def search(data: Path, storage: Path, **asked: Any) -> Search:
-    """A small search of the mini benchmark by source_val."""
-    config = with_holdout(load("streets", "spcl", None, MINI), data)
-    space = load_space("spcl", config)
+def search(
+    data: Path,
+    storage: Path,
+    *settings: str,
+    method: str = "spcl",
+    lines: Mapping[str, Any] | None = None,
+    **asked: Any,
+) -> Search:
+    """A small search of the mini benchmark by source_val.
+
+    lines  of the space (default: the method's file)
+    """
+    config = with_holdout(load("streets", method, None, [*MINI, *settings]), data)
+    space = build_space(lines, config) if lines else load_space(method, config)
     defaults = {
         "name": "s",
         "config": config,
@@ -46,6 +61,12 @@ def pretend(job: Job) -> None:
     else:
         distance = math.log(job.parameters["spcl.temperature"] / 3) ** 2
         value = job.parameters["pseudo_label.cap"] - 0.01 * distance + 0.1 * job.rung
+    validators = {"finite": True, "source_val": value}
+    write(job, {"device_seconds": float(job.steps), "validators": validators})
+
+
+def write(job: Job, found: dict[str, Any]) -> None:
+    """Write the record of a job that is done."""
     record = {
         "schema": 1,
         "status": "done",
@@ -54,9 +75,7 @@ def pretend(job: Job) -> None:
         "rung": job.rung,
         "parameters": job.parameters,
         "settings": job.settings,
-        "device_seconds": float(job.steps),
-        "validators": {"finite": True, "source_val": value},
-    }
+    } | found
     assert not job.record.exists(), "a job ran twice"
     atomic.write_json(job.record, record)
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from spcl import distributed
 from spcl.checkpoint import Checkpoints
-from spcl.config import Train
 from spcl.data.batch import Batch, Images
 from spcl.data.loader import Steps
 from spcl.data.sampling import positions
@@ -22,6 +21,7 @@ from spcl.models.normalization import NORMS
 from spcl.models.segmentor import Segmentor, build_segmentor
 from spcl.passes import run_pass
 from spcl.results.store import RunFolder
+from spcl.sections import Train
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings, fit
 

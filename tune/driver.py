@@ -11,8 +11,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from spcl.errors import UserError
-from spcl.validation import objective
-from tune.experiment import REFERENCE, read_job
+from tune.experiment import REFERENCE, read_job, score_of
 from tune.jobs import Job, record_path, write_failure
 from tune.request import Search
 from tune.rungs import PROMOTIONS, JobKey, Result, expected_jobs, last_resort
@@ -47,10 +46,10 @@ class Driver:
 
     @property
     def reference(self) -> dict | None:
-        """The shared network's record.  UserError where it failed: nothing can start from it."""
+        """The reference's record.  UserError where it failed: nothing can be scored without it."""
         record = self.records.get((REFERENCE, REFERENCE))
         if record and record["status"] == "failed":
-            raise UserError(f"the stages that all configurations share failed: {record['reason']}")
+            raise UserError(f"{self._reference_name} failed: {record['reason']}")
         return record
 
     @property
@@ -62,7 +61,7 @@ class Driver:
         """A job to start now; None while one must wait, and at the end."""
         if len(self.running) >= self.slots:
             return None
-        if self.reference is None:  # everything else starts from it
+        if self.reference is None:  # everything else starts from it, or is scored against it
             chosen = None if self.running else (REFERENCE, REFERENCE)
         else:
             chosen = self._choose()
@@ -136,13 +135,14 @@ class Driver:
         reference = self.records[REFERENCE, REFERENCE]
         if record["status"] != "done":
             return None
-        return objective(record["validators"], reference["validators"], self.search.objective)
+        return score_of(record, reference, self.search.objective)
 
     def results(self) -> list[Result]:
-        """Every record as the promotion rules read them."""
+        """Every record as the promotion rules read them; the reference's if all start from it."""
         return [
             Result(number, rung, self.score(record), record["device_seconds"])
             for (number, rung), record in sorted(self.records.items())
+            if number != REFERENCE or self.search.shared
         ]
 
     def seen(self) -> list[Seen]:
@@ -161,6 +161,13 @@ class Driver:
         """Nobody climbs any more: tell the journal."""
         self.journal.close()
 
+    @property
+    def _reference_name(self) -> str:
+        """What the reference job makes, for people."""
+        if self.search.shared:
+            return "the stages that all configurations share"
+        return f"the reference network ({', '.join(self.search.reference_stages)})"
+
     def _line(self, record: dict) -> str:
         """One finished job, for people."""
         jobs = [job for job in self.records if job != (REFERENCE, REFERENCE)]
@@ -170,7 +177,7 @@ class Driver:
         left = max(expected - len(jobs), 0) * minutes / done_here
         count = f"[{len(jobs)}/~{max(expected, len(jobs))}]"
         if record["configuration"] == REFERENCE:
-            return f"{count} shared stages are ready"
+            return f"{count} {self._reference_name}: ready"
         where = f"configuration {record['configuration']}, {self.search.rungs[record['rung']].name}"
         if record["status"] == "failed":
             return f"{count} {where}: failed: {record['reason']}"
@@ -182,7 +189,7 @@ class Driver:
 
 
 def forget_failed_reference(folder: Path) -> None:
-    """A search whose shared stages failed may be tried again."""
+    """A search whose reference failed may be tried again."""
     path = record_path(folder, REFERENCE, REFERENCE)
     if path.is_file() and read_job(path)["status"] == "failed":
         path.unlink()

@@ -18,7 +18,7 @@ from spcl.stages import plan
 from spcl.trainer import total
 from tune.jobs import touched
 from tune.request import Search
-from tune.rungs import added_steps, at_rung, expected_jobs
+from tune.rungs import SOURCE_ONLY, added_steps, at_rung, expected_jobs
 
 HOUR = 3600
 CPU_MEMORY = 2 * 2**30  # bytes; a step that needs more is timed with one image
@@ -32,7 +32,7 @@ def is_timed(config: Config, asked: bool) -> bool:
 
 
 def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
-    """Space, rungs, jobs, steps, memory, shared stages; device-hours if `timed`; what is missing.
+    """Space, rungs, jobs, steps, memory, reference; device-hours if `timed`; what is missing.
 
     missing  splits that the search needs and that are not there
     """
@@ -56,21 +56,28 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"{p.name:<34}{shown:>12}   {span}{note}")
 
-    stages = plan(closed, {role: s.fingerprint for role, s in splits.items()})
+    data = {role: split.fingerprint for role, split in splits.items()}
     store = ArtefactStore(search.storage)
-    lines += ["", f"{'shared stage':<34}{'key':<18}{'stored':<8}"]
-    for stage in stages:
-        if not touched(stage, search.shared):
-            lines.append(f"{stage.title:<34}{key_columns(stage, store)}")
+    what = "shared" if search.shared else "reference"
+    lines += ["", f"{what + ' stage':<34}{'key':<18}{'stored':<8}"]
+    lines += [
+        f"{stage.title:<34}{key_columns(stage, store)}"
+        for stage in plan(search.references[-1], data)
+        if not touched(stage, search.reference_stages)
+    ]
+    if search.reference_steps:
+        after = ", ".join(map(str, search.reference_steps))
+        lines.append(f"  each rung is measured against it after as many steps: {after}")
 
     classes = count_classes(splits.values())
     need: dict[str, int] = {}  # by stage, as `seconds`; both empty if the classes are unknown
     seconds: dict[str, float] = {}
-    for name in closed.stages if classes else ():
+    trained = dict.fromkeys([*search.reference_stages, *closed.stages])
+    for name in trained if classes else ():
         need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
     if timed and classes:
         set_up_torch(config.train)
-        seconds = {n: step_seconds(closed, n, classes, search.devices) for n in closed.stages}
+        seconds = {n: step_seconds(closed, n, classes, search.devices) for n in trained}
 
     def hours(steps: Mapping[str, int]) -> float:
         return sum(steps[n] * seconds.get(n, 0.0) for n in steps) * search.devices / HOUR
@@ -89,13 +96,15 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
     rungs = [added_steps(search.rungs, index, search.shared) for index in range(len(jobs))]
     for rung, steps, count in zip(search.rungs, rungs, jobs, strict=True):
         lines.append(f"{rung.name:<24}{count:>6}{sum(steps.values()):>13}{costs(steps, count)}")
-    shared = {
-        stage.method: config.of(stage.method).steps
-        for stage in stages
-        if stage.method in search.shared and not (stage.has_key and store.has(stage))
-    }
-    lines.append(f"{'shared':<24}{'':>6}{'':>13}{costs(shared, 1)}")
-    parts = [*zip(rungs, jobs, strict=True), (shared, 1)]
+    first = _to_make(search, data, store)
+    lines.append(f"{what:<24}{'':>6}{'':>13}{costs(first, 1)}")
+    parts = [*zip(rungs, jobs, strict=True), (first, 1)]
+    if search.starts_as_reference:
+        parts += [(_spared(search), -1)]
+        lines.append(
+            f"the default configuration's {SOURCE_ONLY} is the reference's: of each rung that it "
+            "climbs, one job less trains"
+        )
     if seconds:
         total = sum(count * hours(steps) for steps, count in parts)
         told = f"{total:.2f} device-hours of training {timed_on(config)}; loading and validation"
@@ -105,6 +114,31 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
         told = f"{total} steps of training; {UNTIMED}"
     lines.append(f"{sum(jobs)} jobs, {told}; nothing was started")
     return "\n".join([*lines, *last_lines(missing, search.data)])
+
+
+def _spared(search: Search) -> dict[str, int]:
+    """Steps by stage that the default configuration takes from the reference, as far as it is sure
+    to climb: to the first rung, and through all if nobody else climbs.
+    """
+    sure = len(search.rungs) if search.trials == 1 else 1
+    steps = [added_steps(search.rungs, rung, search.shared) for rung in range(sure)]
+    return {SOURCE_ONLY: sum(added[SOURCE_ONLY] for added in steps)}
+
+
+def _to_make(
+    search: Search, data: Mapping[str, str | None], store: ArtefactStore
+) -> dict[str, int]:
+    """Steps by stage of what the reference job has to train: all but what is stored.
+
+    A source-only stage is stored after several numbers of steps, each the beginning of the next.
+    """
+    steps: dict[str, int] = {}
+    for recipe in search.references:
+        for stage in plan(recipe, data):
+            made = stage.method in search.reference_stages
+            if made and not (stage.has_key and store.has(stage)):
+                steps[stage.method] = recipe.of(stage.method).steps
+    return steps
 
 
 def timed_on(config: Config) -> str:

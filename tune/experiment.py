@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SEARCHES = "searches"  # folder of experiments in the storage
 SAMPLERS = ("tpe", "random", "qmc")  # what proposes configurations, see `tune.study`
 WAY_OUT = "remove it and search again"
-REFERENCE = -1  # the configuration and rung of the warm-up network's record
+REFERENCE = -1  # the configuration and rung of the reference network's record
 ORACLE = "target_oracle"  # the objective that reads target labels
 
 
@@ -34,6 +34,19 @@ def halves(sample_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the evaluation images to choose on, and of those to report on, by hash."""
     chosen = hash_chosen(sample_ids, len(sample_ids) // 2, ORACLE)
     return chosen, np.setdiff1d(np.arange(len(sample_ids)), chosen)
+
+
+def score_of(record: dict[str, Any], reference: dict[str, Any], name: str) -> float | None:
+    """The score by an objective of a job that is done; None: a constraint is violated.
+
+    A network is measured against the one that all configurations start from or, where that is a
+    source-only stage of its own, against the latter after as many steps.
+    """
+    from spcl.validation import objective  # imports torch
+
+    own, rung = "rungs" in reference, record["rung"]
+    against = reference["rungs"][rung] if own and rung != REFERENCE else reference["validators"]
+    return objective(record["validators"], against, name, relative_classes=own)
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +81,7 @@ class Experiment:
 
     @cached_property
     def reference(self) -> dict[str, Any] | None:
-        """The warm-up network's record; None as long as there is none, or it has failed."""
+        """The reference network's record; None as long as there is none, or it has failed."""
         path = self.folder / "jobs" / "reference.json"
         record = read_job(path) if path.exists() else None
         return record if record and record["status"] == "done" else None
@@ -85,10 +98,7 @@ class Experiment:
         """A job's score by the search's objective, or another; None: a constraint is violated."""
         if record["status"] != "done" or self.reference is None:
             return None
-        from spcl.validation import objective  # imports torch
-
-        name = name or self.request["objective"]
-        return objective(record["validators"], self.reference["validators"], name)
+        return score_of(record, self.reference, name or self.request["objective"])
 
     @property
     def chosen(self) -> dict[str, Any] | None:

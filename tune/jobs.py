@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from ray_jobs.group import stop, stopped, worker_group
 from spcl import atomic, distributed, records
 from spcl.commit import VARIABLE
-from spcl.config import Config, Evaluation, from_dict
+from spcl.config import Config, from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
 from spcl.devices import choose_device
@@ -38,12 +38,14 @@ from spcl.networks import load_segmentor
 from spcl.protocols import headline, score
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
+from spcl.sections import Evaluation
 from spcl.settings import build
 from spcl.stages import Stage
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
 from tune.experiment import REFERENCE, halves, read_job
+from tune.rungs import SOURCE_ONLY
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
 LEASE_POLL = 0.5  # seconds
@@ -65,12 +67,13 @@ class Job:
     config: dict[str, Any]  # of this rung, with no evaluation split
     parameters: dict[str, Any]
     settings: dict[str, Any]
-    shared: list[str]  # stages that all configurations share
+    shared: list[str]  # stages that no parameter changes: all share them, or the reference's own
     steps: int  # that this job adds
     worker: dict[str, float]  # resources of each worker
     label_budget: int = 0  # labelled target images that the objective reads
     few_label: int = 0  # that many of them, of the target's training images
     oracle: dict[str, Any] | None = None  # the evaluation section, for target_oracle alone
+    reference_steps: list[int] = field(default_factory=list)  # see `tune.rungs`; of each rung
     commit: str = ""  # the driver's: Ray leaves .git and the driver's environment behind
 
     @property
@@ -192,7 +195,7 @@ def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
     """
     started = time.perf_counter()
     try:
-        found = _work(job, local_rank)
+        found = _at_rungs(job, local_rank) if job.reference_steps else _work(job, local_rank)
     except (StorageError, LeaseLost):
         raise  # nothing can be written, or the record is for another process to write
     except Exception as error:
@@ -205,6 +208,21 @@ def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
     if distributed.rank() == 0:
         spent = seconds + spent_before(job)
         _write(job, status="done", attempts=attempts, device_seconds=spent, **found)
+
+
+def _at_rungs(job: Job, local_rank: int) -> dict[str, Any]:
+    """What `_work` finds of a source-only reference, and for each rung after as many steps.
+
+    The shorter ones come first, so that each goes on from the one before.
+    """
+    section = job.config[SOURCE_ONLY]
+    earlier = {}
+    for steps in sorted({*job.reference_steps} - {section["steps"]}):
+        shorter = job.config | {SOURCE_ONLY: section | {"steps": steps}}
+        earlier[steps] = _work(replace(job, config=shorter), local_rank)["validators"]
+    found = _work(job, local_rank)
+    rungs = [earlier.get(steps, found["validators"]) for steps in job.reference_steps]
+    return found | {"rungs": rungs}
 
 
 def _work(job: Job, local_rank: int) -> dict[str, Any]:

@@ -16,7 +16,16 @@ from spcl.errors import ConfigError, UserError
 from spcl.settings import dump_yaml, flatten
 from tune.experiment import ORACLE, REFERENCE, SEARCHES, read_request
 from tune.jobs import LABELLED_SPLIT, Job
-from tune.rungs import Rung, added_steps, at_rung, shared_stages
+from tune.rungs import (
+    SOURCE_ONLY,
+    Rung,
+    added_steps,
+    at_rung,
+    reference_stages,
+    reference_steps,
+    references,
+    shared_stages,
+)
 from tune.space import Parameters, Space
 
 HOLDOUT = 256  # source images kept from training to validate on
@@ -55,7 +64,23 @@ class Search:
 
     @property
     def shared(self) -> tuple[str, ...]:
+        """Training stages that all configurations share; none in a recipe of one stage."""
         return shared_stages(self.config, self.space.keys)
+
+    @property
+    def references(self) -> tuple[Config, ...]:
+        """What the reference job runs in turn; the last recipe holds the reference whole."""
+        return references(self.config, self.space.keys)
+
+    @property
+    def reference_stages(self) -> tuple[str, ...]:
+        """The training stages that the reference job makes."""
+        return reference_stages(self.config, self.space.keys)
+
+    @property
+    def reference_steps(self) -> tuple[int, ...]:
+        """Of each rung: the steps of the reference that it is measured against; none if shared."""
+        return () if self.shared else reference_steps(self.config, self.rungs)
 
     @property
     def few_label(self) -> int:
@@ -84,30 +109,50 @@ class Search:
         settings = self.space.settings(parameters, self.config)
         return self.space.apply(settings, self.config), settings
 
+    def added_steps(self, number: int, rung: int) -> dict[str, int]:
+        """Steps by stage that a job adds; what the reference makes for it is not among them."""
+        added = added_steps(self.rungs, rung, self.shared)
+        if number == DEFAULT and self.starts_as_reference:
+            del added[SOURCE_ONLY]
+        return added
+
+    @property
+    def starts_as_reference(self) -> bool:
+        """Whether the first stage of the default configuration is the reference's own."""
+        return not self.shared and self.config.stages[0] == SOURCE_ONLY
+
     def job(self, number: int, rung: int, parameters: Parameters, worker: dict[str, float]) -> Job:
         config, settings = self.config_of(number, parameters)
-        steps = sum(added_steps(self.rungs, rung, self.shared).values())
-        return self._job(number, rung, config, parameters, settings, steps, worker)
+        return self._job(
+            number,
+            rung,
+            at_rung(config, self.rungs[rung]),
+            parameters=parameters,
+            settings=settings,
+            shared=list(self.shared),
+            steps=sum(self.added_steps(number, rung).values()),
+            worker=worker,
+        )
 
     def reference_job(self, worker: dict[str, float]) -> Job:
-        """Makes what all configurations share, and validates its network."""
-        config, settings = self.config_of(DEFAULT, {})
-        return self._job(REFERENCE, REFERENCE, config, {}, settings, 0, worker)
+        """Makes what all configurations share, else a network of its own, and validates it."""
+        return self._job(
+            REFERENCE,
+            REFERENCE,
+            self.references[-1],
+            parameters={},
+            settings=self.config_of(DEFAULT, {})[1],
+            shared=list(self.reference_stages),
+            steps=0,
+            reference_steps=list(self.reference_steps),
+            worker=worker,
+        )
 
-    def _job(
-        self,
-        number: int,
-        rung: int,
-        config: Config,
-        parameters: Parameters,
-        settings: dict[str, Any],
-        steps: int,
-        worker: dict[str, float],
-    ) -> Job:
-        here = at_rung(config, self.rungs[max(rung, 0)])
+    def _job(self, number: int, rung: int, config: Config, **known: Any) -> Job:
+        """config: of the rung, with no evaluation split."""
         here = dataclasses.replace(
-            here,
-            train=dataclasses.replace(here.train, workers=self.devices),
+            config,
+            train=dataclasses.replace(config.train, workers=self.devices),
             chosen_by=self.chosen_by,
         )
         oracle = self.config.as_dict()["evaluation"] if self.objective == ORACLE else None
@@ -118,15 +163,11 @@ class Search:
             configuration=number,
             rung=rung,
             config=here.as_dict(),
-            parameters=parameters,
-            settings=settings,
-            shared=list(self.shared),
-            steps=steps,
-            worker=worker,
             label_budget=self.label_budget,
             few_label=self.few_label,
             oracle=oracle,
             commit=str(commit()),
+            **known,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -4,6 +4,11 @@ A *rung* is a prefix of the recipe.  The first stage that a parameter touches is
 quarter, half and all of its steps, every later stage at once; what comes before is shared.  The
 schedule's horizon stays: a configuration at a rung is one that was stopped there.
 
+The *reference* is the network that the scores of all configurations are measured against: the one
+that they share, which is where they start.  Where a parameter touches the first stage (always so
+in a recipe of one stage) they share none and start from `model.weights`; the reference is then a
+source-only stage beside the recipe, and a rung is measured against it after as many steps.
+
 Promotion is asynchronous successive halving (Li et al. 2020, arXiv:1810.05934): it never waits for
 a rung to be full.
 """
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 1e-9  # seconds
 FRACTIONS = (Fraction(1, 4), Fraction(1, 2), Fraction(1))  # of the first stage that is touched
+SOURCE_ONLY = "source_only"  # the method of a reference that is no stage of the recipe
+SAME = ("dataset", "split", "size", "holdout")  # of the domains: what validators see
 
 
 @dataclass(frozen=True)
@@ -38,33 +45,68 @@ class Rung:
 
 
 def shared_stages(config: Config, keys: Collection[str]) -> tuple[str, ...]:
-    """The stages before the first one that a parameter touches.
+    """The stages before the first one that a parameter touches; none if it is the first.
 
-    ConfigError where there are none: their network is what validators are measured against.
+    ConfigError where no stage is touched, or where networks could not be scored alike.
     """
+    _check_scored_alike(keys)
     touched = [index for key in keys for index in _touched(config, key)]
     if not touched:
         raise ConfigError(
             f"a space must touch a stage of {list(config.stages)}, but it holds {', '.join(keys)}"
         )
-    if min(touched) == 0:
-        raise ConfigError(
-            f"a search starts from a network that all configurations share, but its space touches "
-            f"the first stage, {config.stages[0]}; leave out what that stage reads"
-        )
     return config.stages[: min(touched)]
+
+
+def _check_scored_alike(keys: Collection[str]) -> None:
+    """One reference, one ensemble and one audit judge all networks of a search."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        if section == "model" or (section in ("source", "target") and name in SAME):
+            raise ConfigError(
+                f"a search compares networks of one model on the same images, so its space "
+                f"can't hold {key}; search once for each value, given as {key}=VALUE"
+            )
+
+
+def reference_stages(config: Config, keys: Collection[str]) -> tuple[str, ...]:
+    """The training stages of the reference: the shared ones, else a source-only stage."""
+    return shared_stages(config, keys) or (SOURCE_ONLY,)
+
+
+def reference_steps(config: Config, rungs: Sequence[Rung]) -> tuple[int, ...]:
+    """Of a source-only reference, the steps after which each rung is measured against it.
+
+    As many as a configuration has trained in all, at most its own: who has trained a quarter must
+    not know the source as well as who has trained whole.
+    """
+    whole = config.of(SOURCE_ONLY).steps
+    return tuple(min(sum(rung.steps.values()), whole) for rung in rungs)
+
+
+def references(config: Config, keys: Collection[str]) -> tuple[Config, ...]:
+    """Recipes that the reference's job runs in turn, unable to open a label of the target.
+
+    The last one holds the reference whole.  A source-only stage is that of the default
+    configuration, so that its key is an ordinary one; it is stored after fewer steps first, each
+    the beginning of the next.  ConfigError where its settings, which no stage of the recipe need
+    read, do not go together.
+    """
+    rungs = ladder(config, keys)
+    if shared_stages(config, keys):
+        return (at_rung(config, rungs[0]),)  # with the passes over what is shared
+    whole = config.of(SOURCE_ONLY).steps
+    ends = sorted({*reference_steps(config, rungs), whole})
+    found = tuple(at_rung(config, Rung(SOURCE_ONLY, {SOURCE_ONLY: steps})) for steps in ends)
+    found[-1].check()
+    return found
 
 
 def _touched(config: Config, key: str) -> list[int]:
     """Indices of the stages that read a setting."""
-    from spcl.methods import METHODS  # imports torch
-
     section = key.split(".")[0]
-    if section == "pseudo_label":
-        return [i for i, name in enumerate(config.stages) if section in METHODS[name].sections]
-    if section in config.stages:
-        return [config.stages.index(section)]
-    return [0]  # data, network, optimisation: everything
+    own = [i for i, name in enumerate(config.stages) if section in config.sections_of(name)]
+    return own or [0]  # data, network, optimisation: everything
 
 
 def ladder(config: Config, keys: Collection[str]) -> tuple[Rung, ...]:
@@ -90,14 +132,16 @@ def at_rung(config: Config, rung: Rung) -> Config:
         name: dataclasses.replace(config.of(name), steps=steps)
         for name, steps in rung.steps.items()
     }
-    from spcl.config import NO_DATASET  # imports torch
+    from spcl.sections import NO_DATASET  # imports torch
 
     closed = dataclasses.replace(config.evaluation, dataset=NO_DATASET)
-    return dataclasses.replace(config, stages=rung.stages, evaluation=closed, **sections)
+    return dataclasses.replace(
+        config.with_sections(sections), stages=rung.stages, evaluation=closed
+    )
 
 
 def added_steps(rungs: Sequence[Rung], rung: int, shared: Collection[str]) -> dict[str, int]:
-    """Steps of a job by stage: from the rung below (the shared network) to this one."""
+    """Steps of a job by stage: from the rung below (what is shared, if any) to this one."""
     below = rungs[rung - 1].steps if rung else {}
     here = rungs[rung].steps
     return {name: here[name] - below.get(name, 0) for name in here if name not in shared}
@@ -133,7 +177,7 @@ def cost_aware(
     """Of those that may be promoted, the one that gained most per device-second of its last job.
 
     At the lowest rung the gain is over the shared network, if its result (number and rung are both
-    REFERENCE) is among them, else over 0.
+    REFERENCE) is among them, else over 0: nobody has started from a reference of its own.
     """
     known = {(r.configuration, r.rung): r for r in results}
     shared = known.get((REFERENCE, REFERENCE))

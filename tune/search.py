@@ -115,7 +115,7 @@ def resolve(arguments: argparse.Namespace) -> Search:
     from spcl.early import check_name
     from spcl.launch import check_batches
     from tune.request import Search, check_objective, few_label_count, with_holdout
-    from tune.rungs import at_rung, ladder
+    from tune.rungs import at_rung, ladder, references
     from tune.space import load_space
 
     config = load(arguments.benchmark, arguments.method, None, arguments.settings)
@@ -124,7 +124,8 @@ def resolve(arguments: argparse.Namespace) -> Search:
     few_label_count(arguments.objective)
     space = load_space(arguments.space or config.method, config)
     rungs = ladder(config, space.keys)
-    check_batches(config, arguments.devices_per_trial)
+    for recipe in (config, *references(config, space.keys)):
+        check_batches(recipe, arguments.devices_per_trial)
     missing = missing_splits(arguments, config, rungs, data)
     if arguments.dry_run:
         check_streets(config, data)
@@ -168,8 +169,10 @@ def missing_splits(
 
     scored = arguments.final_seeds or _is_audited(arguments.objective, config)
     read = config if scored else at_rung(config, rungs[-1])
-    labelled = [(config.target.dataset, LABELLED_SPLIT)]
-    return missing_data(read, data, labelled if few_label_count(arguments.objective) else ())
+    more = [(config.target.dataset, config.target.split)]  # for validators, whatever is trained
+    if few_label_count(arguments.objective):
+        more.append((config.target.dataset, LABELLED_SPLIT))
+    return missing_data(read, data, more)
 
 
 def _is_audited(objective: str, config: Config) -> bool:

@@ -25,7 +25,7 @@ from spcl.settings import choose, flatten, merge, read_yaml, unknown_key
 from tune.experiment import nested
 
 RELATIVE = "/relative"
-SECTIONS = ("source", "target", "model", "pseudo_label", "train")  # and those of the stages
+SHARED = ("source", "target", "model", "train")  # sections that every stage reads
 
 Parameters = dict[str, Any]  # by name, as suggested
 Settings = dict[str, Any]  # by dotted key, as the recipe reads them
@@ -174,8 +174,9 @@ def build_space(lines: Mapping[str, Any], config: Config) -> Space:
 
 def _parameter(key: str, line: Any, config: Config, earlier: Sequence[Parameter]) -> Parameter:
     values = flatten(config.as_dict())
+    read = {*SHARED, *(name for stage in config.stages for name in config.sections_of(stage))}
     searchable = {
-        name for name in values if name.split(".")[0] in (*SECTIONS, *config.stages) and "." in name
+        name for name in values if name.split(".")[0] in read and "." in name
     } - operational_keys()
     if key not in searchable:
         if (now := old_words.today(key)) in searchable:

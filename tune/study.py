@@ -78,8 +78,8 @@ def view(seed: int, number: int, space: Space, seen: Iterable[Seen]) -> optuna.S
             study.add_trial(
                 create_trial(
                     state=TrialState.PRUNED,
-                    params=inside,
-                    distributions={name: space.distributions[name] for name in inside},
+                    params={old_words.first(name): value for name, value in inside.items()},
+                    distributions={old_words.first(n): space.distributions[n] for n in inside},
                     intermediate_values={} if one.bad else dict(one.scores),
                 )
             )
@@ -88,9 +88,10 @@ def view(seed: int, number: int, space: Space, seen: Iterable[Seen]) -> optuna.S
 
 def _suggest(trial: Trial, space: Space) -> Parameters:
     def value(p: Parameter) -> object:
+        name = old_words.first(p.name)  # Optuna draws in the order of the names
         if p.choices:
-            return trial.suggest_categorical(p.name, p.choices)
-        return trial.suggest_float(p.name, p.low, p.high, log=p.log)
+            return trial.suggest_categorical(name, p.choices)
+        return trial.suggest_float(name, p.low, p.high, log=p.log)
 
     return space.pick(value)
 

@@ -231,4 +231,4 @@ def shortened(config: Config) -> Config:
     for name in config.stages:
         section = config.of(name)
         changes[name] = dataclasses.replace(section, steps=max(1, section.steps // TINY_FRACTION))
-    return dataclasses.replace(config, **changes)
+    return config.with_sections(changes)

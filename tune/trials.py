@@ -14,8 +14,8 @@ from dataclasses import asdict
 
 from ray_jobs import cluster
 from spcl import atomic, cli
-from spcl.config import Train
 from spcl.errors import StorageError, UserError
+from spcl.sections import Train
 from tune.driver import Driver
 from tune.jobs import STOPPED, Job, trial
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcl.config import Streets
 from spcl.data.datasets import DATASETS
 from spcl.data.shards import MANIFEST, ShardSet
 from spcl.data.views import parse_view
 from spcl.errors import DataError
+from spcl.sections import Streets
 from spcl.settings import choose
 
 NOT_CONVERTED = "not converted yet"

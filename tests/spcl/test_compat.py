@@ -105,8 +105,8 @@ def test_official_in_a_file_is_the_same(tmp_path):
 
 def test_official_in_a_benchmarks_file_is_not_a_mere_name(tmp_path, monkeypatch):
     benchmark(tmp_path, monkeypatch, "{spcl: {compat: official}}")
-    assert load("streets", "spcl").spcl.absent == "decay"
-    assert load("streets", "spcl", None, ["compat=ours"]).spcl.absent == "keep"
+    assert load("streets", "spcl").of("spcl").absent == "decay"
+    assert load("streets", "spcl", None, ["compat=ours"]).of("spcl").absent == "keep"
     assert load("streets", "adversarial").compat == "ours"
 
 
@@ -114,8 +114,8 @@ def test_a_setting_beside_official_wins(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("spcl: {absent: keep}\n")
     both = load("gta5", "spcl", path, ["spcl.seg_temperature=1.0", "compat=official"])
-    assert (both.spcl.absent, both.spcl.seg_temperature) == ("keep", 1.0)
-    assert both.adversarial.seg_temperature == 1.8
+    assert (both.of("spcl").absent, both.of("spcl").seg_temperature) == ("keep", 1.0)
+    assert both.of("adversarial").seg_temperature == 1.8
 
 
 def test_official_where_nothing_is_known_of_the_code_is_refused():
@@ -310,7 +310,7 @@ def test_what_a_stage_does_to_the_images_of_a_domain(rule, role, colours, flip):
     changes = ["jitter=[0.1,0.2,0.3,0.4]", "grayscale=0.2", "blur=[0.1,2]"]
     settings = [f"{domain}.{change}" for domain in ("source", "target") for change in changes]
     made = load("gta5", "spcl", None, [*settings, f"spcl.augment={rule}", "spcl.scale=[0.5,1.5]"])
-    augment = augmentation(getattr(made, role), role, made.spcl)
+    augment = augmentation(getattr(made, role), role, made.of("spcl"))
     assert augment.flip == flip and augment.scale == (0.5, 1.5)
     assert augment.size == getattr(made, role).size
     found = augment.jitter, augment.grayscale, augment.blur
@@ -386,9 +386,9 @@ def test_a_mistake_in_what_a_benchmark_sets_for_a_method_is_told(
 
 def test_what_a_benchmark_sets_for_a_method_is_for_that_recipe_alone(tmp_path, monkeypatch):
     benchmark(tmp_path, monkeypatch, "{spcl: {adversarial: {steps: 7}, model: tiny}}")
-    assert load("streets", "spcl").adversarial.steps == 7
-    assert load("streets", "adversarial").adversarial.steps == 5
-    assert load("streets", "spcl", None, ["adversarial.steps=9"]).adversarial.steps == 9
+    assert load("streets", "spcl").of("adversarial").steps == 7
+    assert load("streets", "adversarial").of("adversarial").steps == 5
+    assert load("streets", "spcl", None, ["adversarial.steps=9"]).of("adversarial").steps == 9
 
 
 def benchmark(folder, monkeypatch, methods):

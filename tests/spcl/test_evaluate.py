@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spcl.config import Evaluation, load
+from spcl.config import load
 from spcl.data.transforms import normalize, resize_image
 from spcl.errors import ConfigError
 from spcl.evaluate import predict_labels, window_starts
 from spcl.losses.segmentation import upsample
+from spcl.sections import Evaluation
 
 CPU = torch.device("cpu")
 SIZE = (24, 40)

@@ -10,7 +10,7 @@ def test_a_default_name_tells_settings_apart_but_not_seeds_and_machines():
     assert default_name(load("streets", "spcl", None, ["seed=1", "train.threads=7"])) == one
     assert default_name(load("streets", "spcl", None, ["spcl.temperature=0.2"])) != one
     # What a file says and what is the default anyway is the same run.
-    momentum = f"spcl.momentum={Config().spcl.momentum}"
+    momentum = f"spcl.momentum={Config().of('spcl').momentum}"
     assert default_name(load("streets", "spcl", None, [momentum])) == one
 
 

@@ -264,7 +264,7 @@ def test_a_critics_settings_are_a_discriminators(method, tmp_path):
     now = load("gta5", method, None, typed({method: NOW[method]}))
     assert now == load("gta5", method, None, typed({method: OLD[method]}))
     assert now == load("gta5", method, path, [])
-    assert getattr(now, method).discriminator_width == 8
+    assert now.of(method).discriminator_width == 8
     stored = now.as_dict()
     for word, today in old_words.RENAMED[method].items():
         stored[method][word] = stored[method].pop(today)
@@ -287,10 +287,10 @@ def test_a_later_layer_wins_over_a_critics_word(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("asanet: {critic_width: 8}")
     found = load("gta5", "asanet", path, ["asanet.discriminator_width=4"])
-    assert found.asanet.discriminator_width == 4
+    assert found.of("asanet").discriminator_width == 4
     path.write_text("asanet: {discriminator_width: 8}")
     found = load("gta5", "asanet", path, ["asanet.critic_width=4"])
-    assert found.asanet.discriminator_width == 4
+    assert found.of("asanet").discriminator_width == 4
     path.write_text("asanet: {discriminator_width: 8, critic_width: 8}")
     with pytest.raises(ConfigError, match="asanet.critic_width is called asanet.discriminator_wid"):
         load("gta5", "asanet", path, [])
@@ -310,3 +310,4 @@ def test_a_searchs_lines_and_parameters_are_read_under_todays_names():
     assert lines["asanet.weight"]["relative_to"] == "asanet.critic_learning_rate"
     relative = "asanet.critic_learning_rate/relative"
     assert old_words.renamed(relative) == "asanet.discriminator_learning_rate/relative"
+    assert old_words.first(old_words.renamed(relative)) == relative

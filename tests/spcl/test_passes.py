@@ -7,7 +7,6 @@ from processes import run_ranks
 from toys import result_of, segmentor
 
 from spcl import metrics, passes
-from spcl.config import Evaluation
 from spcl.data.predictions import PredictionSet
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
@@ -16,6 +15,7 @@ from spcl.losses.segmentation import upsample
 from spcl.methods.passes import PseudoLabelPass
 from spcl.methods.spcl import SPCL, PrototypePass
 from spcl.pseudo_label import class_thresholds, quantize
+from spcl.sections import Evaluation
 
 SIZE = (32, 64)
 SETTINGS = Evaluation(size=SIZE)

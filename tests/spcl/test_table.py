@@ -1,6 +1,5 @@
 """The table of settings says what the classes say: the same keys, values and errors."""
 
-import dataclasses
 import random
 
 import pytest
@@ -10,7 +9,7 @@ from spcl import table
 from spcl.config import Config, load
 from spcl.errors import ConfigError
 from spcl.layers import parse_overrides
-from spcl.settings import build, flatten
+from spcl.settings import as_dict, build, flatten
 
 WRITE = "the table is old; write it with: python -m spcl.table"
 VALUES = (
@@ -36,17 +35,17 @@ def test_the_table_is_what_the_classes_say():
 
 
 def test_defaults_of_the_table_are_those_of_the_classes():
-    assert dataclasses.asdict(table.settings()()) == dataclasses.asdict(Config())
+    assert as_dict(table.settings()()) == as_dict(Config())
 
 
 def answer(settings: type, override: str) -> str | dict:
     """The settings that differ from their default, or the error."""
     try:
         given = parse_overrides([override])
-        values = flatten(dataclasses.asdict(build(settings, given)))
+        values = flatten(as_dict(build(settings, given)))
     except ConfigError as error:
         return str(error)
-    usual = flatten(dataclasses.asdict(Config()))
+    usual = flatten(as_dict(Config()))
     return {key: value for key, value in values.items() if value != usual[key]}
 
 

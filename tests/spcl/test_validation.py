@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spcl import validation
-from spcl.config import Evaluation, load
+from spcl.config import load
 from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize
@@ -18,6 +18,7 @@ from spcl.evaluate import evaluate
 from spcl.metrics import mean_iou
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor, build_segmentor
+from spcl.sections import Evaluation
 from spcl.validation import (
     LABEL_FREE,
     ensemble_predictions,
@@ -263,8 +264,17 @@ def test_a_deviation_of_zero_gives_no_infinity():
 def test_an_unknown_objective_and_a_broken_warm_up_are_said():
     with pytest.raises(ConfigError, match="did you mean 'label_free'"):
         objective(BETTER, WARM, "label_fre")
-    with pytest.raises(UserError, match="warm-up network"):
+    with pytest.raises(UserError, match="reference network"):
         objective(BETTER, WARM | {"finite": False}, "label_free")
+
+
+def test_a_reference_that_knows_few_classes_yet_asks_for_no_more():
+    young = WARM | {"classes_predicted": 0.5}
+    for share, ordinary, relative in ((0.41, False, True), (0.39, False, False)):
+        found = BETTER | {"classes_predicted": share}
+        assert (objective(found, young, "label_free") is not None) == ordinary
+        score = objective(found, young, "label_free", relative_classes=True)
+        assert (score is not None) == relative
 
 
 # Few labels.

@@ -10,6 +10,7 @@ from spcl.errors import ConfigError, UserError
 from tune.driver import Driver, forget_failed_reference
 from tune.experiment import REFERENCE
 from tune.jobs import record_path, write_failure
+from tune.rungs import Result, cost_aware
 from tune.study import mend
 
 
@@ -137,14 +138,50 @@ def test_a_failure_is_recorded_and_the_search_goes_on(mini_data, tmp_path):
     assert not Driver(driver.search).unfinished  # and are not tried again
 
 
-def test_without_the_shared_network_there_is_no_search_until_it_is_tried_again(mini_data, tmp_path):
-    driver = Driver(searches.search(mini_data, tmp_path))
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({}, "the stages that all configurations share"),
+        (
+            {"method": "adversarial", "lines": searches.WEIGHT},
+            r"the reference network \(source_only\)",
+        ),
+    ],
+)
+def test_without_its_reference_there_is_no_search_until_it_is_tried_again(
+    asked, what, mini_data, tmp_path
+):
+    driver = Driver(searches.search(mini_data, tmp_path, **asked))
     write_failure(driver.next(), "no space left on device", 1)
-    with pytest.raises(UserError, match="all configurations share failed: no space left"):
+    with pytest.raises(UserError, match=f"{what} failed: no space left"):
         driver.finished(driver.running[REFERENCE, REFERENCE], failed=False)
         driver.next()
     forget_failed_reference(driver.search.folder)
     assert Driver(driver.search).next().is_reference
+
+
+def test_a_reference_that_nobody_starts_from_is_no_result(mini_data, tmp_path):
+    """By gain over it per second, of two that are below it the slower one would climb."""
+    asked = searches.search(mini_data, tmp_path, method="adversarial", lines=searches.WEIGHT)
+    said = []
+    driver = Driver(asked, said.append)
+    driver.slots = 4
+    job = driver.next()
+    validators = {"finite": True, "source_val": 0.9}
+    found = {"validators": validators, "device_seconds": 1.0, "rungs": [validators] * 3}
+    searches.write(job, found)
+    driver.finished(job, failed=False)
+    assert said == ["[0/~13] the reference network (source_only): ready"]
+    started = [driver.next() for _ in range(4)]
+    for job, score, seconds in zip(
+        started, (0.5, 0.5, 0.1, 0.1), (1.0, 9.0, 1.0, 1.0), strict=True
+    ):
+        validators = {"finite": True, "source_val": score}
+        searches.write(job, {"validators": validators, "device_seconds": seconds})
+        driver.finished(job, failed=False)
+    assert [result.configuration for result in driver.results()] == [0, 1, 2, 3]
+    below = [Result(REFERENCE, REFERENCE, 0.9), *driver.results()]
+    assert cost_aware(below, 3, 2) == (1, 1) and cost_aware(driver.results(), 3, 2) == (0, 1)
 
 
 def test_a_violated_constraint_is_told_to_the_sampler_and_never_climbs(mini_data, tmp_path):

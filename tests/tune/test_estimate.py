@@ -62,6 +62,64 @@ def test_the_mission_is_planned_without_data(untimed, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and not captured.err
 
 
+def space(folder: Path, line: str) -> list[str]:
+    path = folder / "mine.yaml"
+    path.write_text(line)
+    return ["--space", str(path)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rungs", "total"),
+    [
+        # 16 of a quarter, 4 of as much, 1 of a half; the reference, which has more steps.
+        (["--method", "adversarial"], {"adversarial 1/4": ["16", "300"]}, 20 * 300 + 600 + 3600),
+        # Whole after two more stages of 1200 steps each.
+        (["--method", "spcl"], {"self_training": ["1", "1200"]}, 20 * 300 + 600 + 2400 + 3600),
+        (["--trials", "1", "stages=[adversarial]"], {"adversarial": ["1", "600"]}, 1200 + 3600),
+    ],
+)
+def test_a_search_of_the_first_stage_counts_its_reference(
+    asked, rungs, total, untimed, tmp_path, capsys
+):
+    mine = space(tmp_path, "adversarial.weight: {low: 1.0e-4, high: 1.0e-2, log: true}")
+    assert call("search", tmp_path / "data", UNWRITABLE, *mine, *asked, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^reference stage +key +stored *\nsource_only ", out, re.MULTILINE)
+    assert "measured against it after as many steps: 300, 600, 1200" in out
+    found = {line[:24].strip(): line[24:].split()[:2] for line in out.splitlines()}
+    assert rungs.items() <= found.items()
+    assert f" jobs, {total} steps of training" in out and "one job less" not in out
+
+
+@pytest.mark.parametrize(("trials", "total"), [(16, 19 * 900 + 1800 + 3600), (1, 3600)])
+def test_a_search_of_source_only_training_does_not_count_its_default_twice(
+    trials, total, untimed, tmp_path, capsys
+):
+    """The default configuration, which begins at the lowest rung, is the reference."""
+    mine = space(tmp_path, "source_only.learning_rate: {low: 0.01, high: 0.2, log: true}")
+    asked = [*mine, "--method", "source_only", "--trials", str(trials), "--dry-run"]
+    assert call("search", tmp_path / "data", UNWRITABLE, *asked) == 0
+    out = capsys.readouterr().out
+    assert f" jobs, {total} steps of training" in out
+    assert "of each rung that it climbs, one job less trains" in out
+
+
+def test_validators_read_the_target_of_a_recipe_that_does_not(tmp_path, capsys):
+    mine = space(tmp_path, "source_only.learning_rate: {low: 0.01, high: 0.2, log: true}")
+    asked = [*mine, "--method", "source_only", "--benchmark", "gta5", "--final-seeds", "1"]
+    assert call("search", tmp_path / "data", tmp_path / "runs", *asked) == 2
+    error = capsys.readouterr().err
+    assert "cityscapes/val, cityscapes/train" in error and "of 2 data sets" in error
+
+
+def test_a_reference_whose_batch_does_not_fit_the_workers_is_refused(tmp_path, capsys):
+    mine = space(tmp_path, "adversarial.weight: {low: 1.0e-4, high: 1.0e-2, log: true}")
+    asked = [*mine, "--method", "adversarial", "--devices-per-trial", "2", "source_only.batch=3"]
+    assert call("search", tmp_path, tmp_path, *asked) == 2
+    error = capsys.readouterr().err
+    assert "the batch of stage 'source_only' must be divisible by the workers" in error
+
+
 def test_a_sweep_is_planned_without_data(untimed, tmp_path, capsys):
     assert call("sweep", tmp_path, UNWRITABLE, "--benchmark", "gta5", "--dry-run") == 0
     out = capsys.readouterr().out

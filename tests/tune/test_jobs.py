@@ -6,13 +6,21 @@ import shutil
 import pytest
 import searches
 import torch
+from conftest import MINI
 from optuna.trial import TrialState
 
 from spcl.artefacts import verify
+from spcl.config import load
+from spcl.data.catalog import split_source
 from spcl.data.convert import convert
-from spcl.recipe import Recipe
+from spcl.data.shards import ShardSet
+from spcl.recipe import Recipe, load_segmentor
+from spcl.results.store import RunFolder
+from spcl.trainer import Surroundings
+from spcl.validation import validate
 from tune import jobs
 from tune.driver import Driver
+from tune.experiment import REFERENCE, score_of
 from tune.jobs import run
 from tune.request import check_objective
 
@@ -58,6 +66,85 @@ def test_a_configuration_that_climbs_is_one_that_never_stopped(started, mini_dat
     assert all(torch.equal(climbed[name], at_once[name]) for name in climbed)
     assert records[3]["validators"] == straight["validators"]
     assert [r["attempts"] for r in records] == [1, 1, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def alone(mini_data, tmp_path_factory):
+    """A search of a recipe of one stage, whose reference is made."""
+    asked = searches.search(
+        mini_data,
+        tmp_path_factory.mktemp("runs"),
+        "source_only.steps=8",
+        method="adversarial",
+        lines=searches.WEIGHT,
+        objective="label_free",
+    )
+    return asked, run(asked.reference_job({}))
+
+
+def ordinary(asked, method, *settings):
+    """The network of a method's ordinary run with the search's holdout, made elsewhere."""
+    held = f"source.holdout={asked.config.source.holdout}"
+    config = load("streets", method, None, [*MINI, held, "evaluation.dataset=none", *settings])
+    storage = asked.storage / "elsewhere"
+    recipe = Recipe(config, asked.data, RunFolder(storage / method), Surroundings())
+    recipe()
+    (stage,) = recipe.stages
+    return stage.folder, recipe.store.open(stage)
+
+
+def test_without_shared_stages_the_reference_is_an_ordinary_run_measured_for_every_rung(alone):
+    asked, record = alone
+    assert record["shared_steps"] == {"source_only": 8} and record["steps"] == 0
+    name, folder = ordinary(asked, "source_only", "source_only.steps=8")
+    assert record["artefact"] == name
+    theirs = torch.load(folder / "checkpoint.pt", weights_only=True)["method"]
+    assert all(torch.equal(theirs[key], value) for key, value in network(asked, record).items())
+    # Rungs of 2, 3 and 6 steps: each is what a run of as many steps gives.
+    assert asked.reference_steps == (2, 3, 6) and len(record["rungs"]) == 3
+    _, folder = ordinary(asked, "source_only", "source_only.steps=3")
+    held = split_source(asked.config, ShardSet(asked.data / "streets/sim/train"))[1]
+    target = ShardSet(asked.data / "streets/real/train")
+    segmentor = load_segmentor(asked.config, 19, folder)
+    found = validate(
+        segmentor, held, target, asked.config, torch.device("cpu"), bootstrap=jobs.BOOTSTRAP
+    )
+    assert record["rungs"][1] == found != record["validators"]
+
+
+def test_a_first_stage_that_climbs_is_one_that_never_stopped(alone):
+    asked, reference = alone
+    records = [run(job(asked, 0, rung)) for rung in range(3)]
+    assert [record["steps"] for record in records] == [2, 1, 3]
+    assert all(record["shared_steps"] == {} for record in records)
+    name, folder = ordinary(asked, "adversarial")
+    assert records[2]["artefact"] == name
+    theirs = torch.load(folder / "checkpoint.pt", weights_only=True)["method"]
+    assert all(torch.equal(theirs[key], value) for key, value in network(asked, records[2]).items())
+    metrics = (job(asked).run.folder / "metrics.jsonl").read_text()
+    assert metrics.count("resumed at step") == 2
+    trained = [r for r in RunFolder(job(asked).run.folder).metrics() if r["stage"] == "adversarial"]
+    assert len(trained) == 6
+
+
+def test_a_rung_is_scored_against_the_reference_after_as_many_steps(alone):
+    asked, reference = alone
+    record = {"status": "done", "rung": 1, "validators": reference["rungs"][1]}
+    assert score_of(record, reference, "label_free") == 0
+    whole = record | {"rung": REFERENCE, "validators": reference["validators"]}
+    assert score_of(whole, reference, "label_free") == 0
+    assert score_of(record | {"rung": 0}, reference, "density") != 0
+
+
+def test_the_default_of_a_source_only_search_is_the_reference_and_trains_nothing(
+    mini_data, tmp_path
+):
+    asked = searches.search(mini_data, tmp_path, method="source_only", lines=searches.RATE)
+    reference = run(asked.reference_job({}))
+    record = run(job(asked, 0, 2))
+    assert record["artefact"] == reference["artefact"] and record["steps"] == 0
+    assert not list(RunFolder(job(asked).run.folder).metrics())
+    assert asked.job(1, 2, {"source_only.learning_rate": 0.05}, {}).steps == 3
 
 
 def test_a_finished_job_is_not_done_again(started, monkeypatch):

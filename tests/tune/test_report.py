@@ -102,7 +102,7 @@ def test_best_yaml_of_a_search_with_the_authors_switches_keeps_those_turned_back
     wanted = load("streets", "spcl", None, [*MINI, *asked, *chosen, "source.holdout=2"])
     best = load(file=folder / "best.yaml")
     assert dataclasses.replace(best, chosen_by=ChosenBy()) == wanted and best.chosen_by
-    assert wanted.compat == "official" and wanted.spcl.sync
+    assert wanted.compat == "official" and wanted.of("spcl").sync
 
 
 def test_choice_is_the_best_score_of_the_highest_rung_and_the_first_of_equal_ones(tmp_path):

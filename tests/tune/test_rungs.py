@@ -4,6 +4,7 @@ import pytest
 
 from spcl.config import load
 from spcl.errors import ConfigError
+from spcl.stages import plan
 from tune.experiment import REFERENCE
 from tune.rungs import (
     Result,
@@ -14,10 +15,14 @@ from tune.rungs import (
     ladder,
     last_resort,
     next_job,
+    reference_stages,
+    reference_steps,
+    references,
     shared_stages,
 )
 
 KEYS = ("spcl.temperature", "pseudo_label.cap")
+DATA = {"source": "s", "target": "t", "evaluation": "e"}  # fingerprints
 
 
 def results(*rows):
@@ -134,8 +139,66 @@ def test_thresholds_touch_the_first_stage_that_reads_predictions():
 
 
 @pytest.mark.parametrize("key", ["adversarial.learning_rate", "train.clip_norm", "source.flip"])
-def test_a_space_that_leaves_nothing_to_share_is_refused(key):
-    with pytest.raises(ConfigError, match="touches the first stage, adversarial"):
+def test_where_the_first_stage_is_touched_its_steps_are_what_rungs_cut(key):
+    config = load("streets", "spcl")
+    rungs = ladder(config, [key])
+    assert shared_stages(config, [key]) == ()
+    assert [(rung.name, sum(rung.steps.values())) for rung in rungs] == [
+        ("adversarial 1/4", 300),
+        ("adversarial 1/2", 600),
+        ("adversarial", 1200),
+        ("spcl", 2400),
+        ("self_training", 3600),
+    ]
+    assert rungs[0].stages == ("adversarial",)
+    added = [sum(added_steps(rungs, rung, ()).values()) for rung in range(5)]
+    assert added == [300, 300, 600, 1200, 1200]
+
+
+def test_the_reference_of_a_recipe_without_shared_stages_is_an_ordinary_source_only_stage():
+    """Its key is that of a source-only run which holds out as many images."""
+    ordinary = load("streets", "source_only")
+    for method, keys in (
+        ("adversarial", ["adversarial.weight"]),
+        ("source_only", ["source_only.learning_rate"]),
+        ("spcl", ["spcl.temperature", "adversarial.weight"]),
+    ):
+        config = load("streets", method)
+        assert reference_stages(config, keys) == ("source_only",)
+        whole = references(config, keys)[-1]
+        assert not whole.evaluation.wanted
+        (mine,) = plan(whole, DATA)
+        assert mine.key == plan(ordinary, DATA)[0].key
+        assert mine.progress == plan(references(config, keys)[0], DATA)[0].progress
+
+
+def test_a_rung_is_measured_against_as_many_steps_of_source_only_training():
+    keys = ["adversarial.weight"]
+    config = load("streets", "spcl", None, ["source_only.steps=2000"])
+    steps = reference_steps(config, ladder(config, keys))
+    assert steps == (300, 600, 1200, 2000, 2000)  # at most its own
+    made = [recipe.source_only.steps for recipe in references(config, keys)]
+    assert made == [300, 600, 1200, 2000]
+    short = load("streets", "adversarial")
+    made = [recipe.source_only.steps for recipe in references(short, keys)]
+    assert made == [300, 600, 1200, 3600]  # the whole one is an ordinary stage
+
+
+def test_a_shared_reference_is_what_comes_before_the_first_touched_stage():
+    config = load("streets", "spcl")
+    assert reference_stages(config, KEYS) == ("adversarial",)
+    assert references(config, KEYS) == (at_rung(config, ladder(config, KEYS)[0]),)
+
+
+def test_a_reference_whose_settings_do_not_go_together_is_refused():
+    config = load("streets", "adversarial", None, ["source_only.steps=5000"])
+    with pytest.raises(ConfigError, match=r"source_only\.horizon must be at least"):
+        references(config, ["adversarial.weight"])
+
+
+@pytest.mark.parametrize("key", ["model.norm", "source.holdout", "target.size"])
+def test_what_one_audit_must_find_alike_in_all_networks_is_not_searched(key):
+    with pytest.raises(ConfigError, match=f"space can't hold {key}; .* given as {key}=VALUE"):
         ladder(load("streets", "spcl"), [key])
 
 
@@ -148,7 +211,7 @@ def test_a_rung_stops_the_schedule_without_rescaling_it_and_shuts_the_targets_la
     config = load("streets", "spcl")
     here = at_rung(config, ladder(config, KEYS)[0])
     assert here.stages == ("adversarial", "spcl")
-    assert (here.spcl.steps, here.spcl.horizon) == (300, config.spcl.horizon)
+    assert (here.of("spcl").steps, here.of("spcl").horizon) == (300, config.of("spcl").horizon)
     assert not here.evaluation.wanted
     here.check()
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -152,13 +153,45 @@ def test_a_search_from_nothing_to_its_report(cluster, commands, mini_data, tmp_p
     assert sum(name.startswith("adversarial-") for name in made) == 1
     assert not any(name.startswith("evaluation-") for name in made)
 
-    again = commands.run(line(mini_data, tmp_path), environment())
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_recipe_of_one_stage_is_searched_as_planned_and_once(
+    cluster, commands, mini_data, tmp_path, capsys
+):
+    space = tmp_path / "space.yaml"
+    space.write_text("adversarial.weight: {low: 1.0e-4, high: 1.0e-2, log: true}\n")
+    call = line(mini_data, tmp_path, "--method", "adversarial", "--space", space)
+    call += ["source_only.steps=8"]
+    assert search.main([str(part) for part in (*call[2:], "--dry-run")]) == 0
+    planned = int(re.search(r" (\d+) steps of training", capsys.readouterr().out)[1])
+
+    command = commands.run(call, cluster.environment)
+    assert command.code == 0, command.err
+    folder = tmp_path / "searches/s"
+    assert "the reference network (source_only): ready" in command.err
+    assert "best: configuration " in command.out and "after adversarial" in command.out
+    assert all((folder / name).is_file() for name in (*OUTPUTS, "audit.json", "audit.parquet"))
+    found = results(folder)
+    assert sorted(name[5:] for name in found) == ["0.json"] * 3 + ["1.json", "2.json", "ence.json"]
+    logged = {path.name: _trained(path) for path in folder.glob("configurations/*")}
+    assert sum(logged.values()) == planned and logged["reference"] == 8
+    assert sum(record["steps"] for record in found.values()) == planned - 8
+
+    again = commands.run(call, environment())
     assert again.code == 0, again.err
     assert "s is finished already" in again.err and "Ray" not in again.err
     assert results(folder) == found
+    assert {path.name: _trained(path) for path in folder.glob("configurations/*")} == logged
 
-    other = commands.run(line(mini_data, tmp_path, "--eta", 2), environment())
-    assert other.code == 2 and "(eta: 4 -> 2)" in other.err
+    assert "(eta: 4 -> 2)" in failed_line([*call[2:], "--eta", 2], capsys)
+
+
+def _trained(folder: Path) -> int:
+    """Lines of training steps in a run's log, each of which was made once."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return sum("loss" in text and "step" in json.loads(text) for text in lines)
 
 
 @pytest.mark.ray

@@ -57,7 +57,7 @@ def test_the_quotient_is_suggested_and_the_product_is_trained_with(config):
     parameters = {"spcl.temperature": 4.0, "spcl.contrast_weight/relative": 0.5}
     settings = space.settings(parameters, config)
     assert settings == {"spcl.temperature": 4.0, "spcl.contrast_weight": 2.0}
-    applied = space.apply(settings, config).spcl
+    applied = space.apply(settings, config).of("spcl")
     assert (applied.temperature, applied.contrast_weight) == (4.0, 2.0)
 
 
@@ -86,7 +86,7 @@ def test_a_condition_switches_a_parameter_off(config):
     assert space.at([0.0, 0.5]) == {"spcl.source_mask": "gt"}
     assert space.at([0.9, 0.5]) == {"spcl.source_mask": "agree", "spcl.temperature": 1.5}
     off = space.settings(space.at([0.0, 0.5]), config)
-    assert off == {"spcl.source_mask": "gt", "spcl.temperature": config.spcl.temperature}
+    assert off == {"spcl.source_mask": "gt", "spcl.temperature": config.of("spcl").temperature}
     assert space.defaults(config) == {"spcl.source_mask": "gt"}
 
 

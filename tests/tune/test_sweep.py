@@ -312,7 +312,7 @@ def test_a_files_settings_hold_for_all_rows_and_the_command_line_goes_before_the
     path = written(tmp_path, values)
     made = resolved(path, mini_data, tmp_path, (0,), "full", "train.batch=6")
     for cell in made.distinct:
-        assert (cell.config.train.batch, cell.config.adversarial.momentum) == (6, 0.5)
+        assert (cell.config.train.batch, cell.config.of("adversarial").momentum) == (6, 0.5)
         assert (cell.config.method, cell.config.stages) == ("adversarial", ("adversarial",))
     assert len(made.distinct) == 2
 
@@ -335,10 +335,10 @@ def test_tiny_stages_are_a_twentieth_and_apart_from_full_results(mini_data, tmp_
     tiny = resolved(path, mini_data, tmp_path, (0,), "tiny", *steps)
     full = resolved(path, mini_data, tmp_path, (0,), "full", *steps)
     config = tiny.cells["adapted", 0].config
-    assert (config.adversarial.steps, config.spcl.steps) == (2, 10)
+    assert (config.of("adversarial").steps, config.of("spcl").steps) == (2, 10)
     shortest = resolved(path, mini_data, tmp_path, (0,), "tiny").cells["adapted", 0]
-    assert shortest.config.spcl.steps == 1  # of 6
-    assert config.spcl.horizon == full.cells["adapted", 0].config.spcl.horizon
+    assert shortest.config.of("spcl").steps == 1  # of 6
+    assert config.of("spcl").horizon == full.cells["adapted", 0].config.of("spcl").horizon
     assert tiny.folder != full.folder
     for row in ("baseline", "adapted"):
         one, other = tiny.cells[row, 0], full.cells[row, 0]
@@ -688,9 +688,9 @@ def test_a_searchs_file_may_be_given_or_pasted(where, mini_data, tmp_path):
         written(tmp_path, values), None, (0,), "full", MINI, mini_data, tmp_path, print, base=base
     )
     a, b = found.cells["a", 0].config, found.cells["b", 0].config
-    assert (a.spcl.temperature, a.chosen_by) == (2.5, BY)
+    assert (a.of("spcl").temperature, a.chosen_by) == (2.5, BY)
     assert b.chosen_by == (ChosenBy() if where == "row" else BY)
-    assert b.spcl.temperature == (a.spcl.temperature if where != "row" else 0.1)
+    assert b.of("spcl").temperature == (a.of("spcl").temperature if where != "row" else 0.1)
 
 
 def test_equal_rows_share_the_badge_of_either(mini_data, tmp_path):
@@ -713,7 +713,7 @@ def test_the_rows_and_the_command_line_go_before_the_file_that_they_begin_from(m
         path, None, (0,), "full", [*MINI, "train.batch=6"], mini_data, tmp_path, print, base=best
     )
     configs = [given.cells[name, 0].config for name in "ab"]
-    assert [c.spcl.temperature for c in configs] == [2.5, 9.0]
+    assert [c.of("spcl").temperature for c in configs] == [2.5, 9.0]
     assert {(c.train.batch, c.seed) for c in configs} == {(6, 0)}
     assert given.name != resolved(path, mini_data, tmp_path, (0,), "full", "train.batch=6").name
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from spcl.config import Streets
 from spcl.data.datasets import DATASETS
 from spcl.data.planned import how_to_get, last_lines, plan_split, refuse
 from spcl.errors import ConfigError, DataError
+from spcl.sections import Streets
 
 NOWHERE = Path("/nowhere")
 SMALL = Streets(source_images=5, target_images=4, val_images=3, size=(16, 32))

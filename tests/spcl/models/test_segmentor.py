@@ -9,7 +9,7 @@ from toys import ThreeConvolutions
 
 import spcl
 from spcl import table
-from spcl.config import Model, load
+from spcl.config import load
 from spcl.dry_run import memory
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
@@ -17,6 +17,7 @@ from spcl.models.normalization import NORMS, FrozenBatchNorm2d
 from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
 from spcl.models.weights import Pretrained
 from spcl.networks import new_segmentor
+from spcl.sections import Model
 from spcl.stages import plan
 
 
@@ -195,11 +196,11 @@ def test_what_a_row_names_is_trained_without_decay(pyramid):
         for p in group["params"]
         if group["weight_decay"] == 0.0
     }
-    rate = config.source_only.learning_rate
+    rate = config.of("source_only").learning_rate
     assert free == {
         "backbone.position": rate,
-        "head.layers.0.bias": rate * config.source_only.head_multiplier,
-        "head.layers.1.bias": rate * config.source_only.head_multiplier,
+        "head.layers.0.bias": rate * config.of("source_only").head_multiplier,
+        "head.layers.1.bias": rate * config.of("source_only").head_multiplier,
     }
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(names)
 
