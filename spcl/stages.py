@@ -112,7 +112,9 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
     trained: list[Stage] = []
     for name in config.stages:
         method, section = METHODS[name], config.of(name)
-        inputs = {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
+        inputs: dict[str, Any] = (
+            {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
+        )
         for look in method.passes:
             inputs[look.name] = add(
                 look.name,
@@ -187,7 +189,7 @@ def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _stream_settings(section: Any) -> dict[str, Any]:
     # The data's fingerprint says which samples; where they lie says nothing more.
-    usual = {field.name: field.default for field in dataclasses.fields(section)}
+    usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(section)}
     chosen = old_words.in_key(scientific(section), usual[old_words.ORDER])
     return {k: v for k, v in chosen.items() if k not in ("dataset", "split", "holdout")}
 

@@ -66,7 +66,7 @@ def fit(
     stage: StageConfig = method.config
     device = around.device
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    method.to(device, memory_format=layout).train()
+    method.to(device).to(memory_format=layout).train()
     if train.compile:
         method.segmentor.compile()
     # Optimizers hold the parameters that were moved above, so they come after the move.

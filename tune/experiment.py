@@ -108,7 +108,7 @@ class Experiment:
             return None
         top = max(record["rung"] for record in scored)
         # Of equal scores the first configuration's, so that the choice is one.
-        return max((r for r in scored if r["rung"] == top), key=self.score)
+        return max((r for r in scored if r["rung"] == top), key=lambda r: self.score(r) or 0.0)
 
     @property
     def agreement(self) -> int | None:
@@ -119,7 +119,8 @@ class Experiment:
     @property
     def default(self) -> int:
         """Number of the default configuration; searches of older code call it the published one."""
-        return self.request.get("default", self.request.get("published"))
+        name = "default" if "default" in self.request else "published"
+        return self.request[name]
 
     @property
     def picks(self) -> list[int]:

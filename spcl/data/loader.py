@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spcl.data.batch import Batch, Images, Labels
+from spcl.data.batch import NOT_READ, Batch, Images, Labels
 from spcl.data.sampling import ORDERS, Order, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
@@ -65,7 +65,7 @@ class Stream:
         return Images(
             torch.stack(images),
             torch.tensor(where),
-            label=None if labels[0] is None else torch.stack(labels),
+            label=NOT_READ if labels[0] is None else torch.stack(labels),
         )
 
 

@@ -24,6 +24,7 @@ class SourceOnlyConfig(StageConfig):
 
 class SourceOnly(Method):
     Config = SourceOnlyConfig
+    config: SourceOnlyConfig
     title = "source-only"
     reads = {"source": frozenset({"image", "label"})}
 

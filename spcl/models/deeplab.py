@@ -25,6 +25,8 @@ class DilatedClassifier(nn.Module):
         self.branches = nn.ModuleList(made)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D, h, w) -> logits (B, K, h, w)."""
+        # One after the other, in the order of the authors' code: a sum's rounding is part of it.
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
             logits = logits + branch(features)

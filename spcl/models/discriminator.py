@@ -14,6 +14,7 @@ First = Callable[[Tensor, nn.Conv2d, tuple[int, int]], Tensor]
 
 
 def convolve(x: Tensor, layer: nn.Conv2d, margin: tuple[int, int]) -> Tensor:
+    """The plain way: x (B, K, H, W) with `margin` rows and columns of zeros, through `layer`."""
     return layer(F.pad(x, (0, margin[1], 0, margin[0])) if any(margin) else x)
 
 
@@ -37,6 +38,7 @@ class Discriminator(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class probabilities (B, K, H, W) -> logits of "target", (B, 1, H // 32, W // 32)."""
         height, width = x.shape[-2:]
         margin = max(0, STRIDE - height), max(0, STRIDE - width)
         x = self.first(x, cast(nn.Conv2d, self.layers[0]), margin)

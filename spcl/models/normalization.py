@@ -227,6 +227,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same, in x's type, by the stored moments."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         # Unlike F.batch_norm this keeps no copy of x for the backward pass.

@@ -30,6 +30,8 @@ NO_DECAY = "/no_decay"  # behind the name of a group of parameters, see `paramet
 
 
 class Output(NamedTuple):
+    """What a network says of images, on its own grid (h, w): losses and scores upsample it."""
+
     features: Tensor  # (B, D, h, w), the last of the levels
     logits: Tensor  # (B, K, h, w)
     levels: tuple[Tensor, ...] = ()  # what the backbone gives, from fine to coarse

@@ -29,6 +29,7 @@ class Tiny(Backbone):
         self.norm = norm(self.feature_dimension)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> features (B, 64, H / 2, W / 2)."""
         detail = self.stem(image)
         detail = detail + self.detail(detail)
         body = self.down(detail)

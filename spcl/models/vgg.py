@@ -41,6 +41,7 @@ class InputConversion(nn.Module):
         self.register_buffer("offset", offset[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the same shape, in the weights' own units and order of channels."""
         if self.kind == "imagenet":
             return image
         image = torch.addcmul(self.offset, image, self.scale)
@@ -77,5 +78,6 @@ class VGG16(Backbone):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W), normalised as everywhere -> features (B, 1024, H / 8, W / 8)."""
         x = self.features(self.convert(image))
         return self.relu(self.fc7(self.relu(self.fc6(x))))
