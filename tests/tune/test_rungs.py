@@ -177,10 +177,10 @@ def test_a_rung_is_measured_against_as_many_steps_of_source_only_training():
     config = load("streets", "spcl", None, ["source_only.steps=2000"])
     steps = reference_steps(config, ladder(config, keys))
     assert steps == (300, 600, 1200, 2000, 2000)  # at most its own
-    made = [recipe.source_only.steps for recipe in references(config, keys)]
+    made = [recipe.of("source_only").steps for recipe in references(config, keys)]
     assert made == [300, 600, 1200, 2000]
     short = load("streets", "adversarial")
-    made = [recipe.source_only.steps for recipe in references(short, keys)]
+    made = [recipe.of("source_only").steps for recipe in references(short, keys)]
     assert made == [300, 600, 1200, 3600]  # the whole one is an ordinary stage
 
 
