@@ -15,7 +15,7 @@ from spcl import old_words
 from spcl.chosen_by import ChosenBy
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
-from spcl.extras.base import ExtraConfig
+from spcl.extras.base import Extra, ExtraConfig
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import Method, StageConfig
@@ -30,7 +30,8 @@ def own_sections() -> dict[str, type]:
     """Name -> settings of every method and every extra; `Config.sections` holds one of each."""
     twice = sorted(METHODS.keys() & EXTRAS.keys())
     assert not twice, f"{', '.join(twice)}: a method and an extra; rename one of the two"
-    return {name: part.Config for name, part in [*METHODS.items(), *EXTRAS.items()]}
+    parts: dict[str, type[Method] | type[Extra]] = {**METHODS, **EXTRAS}
+    return {name: part.Config for name, part in parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +122,14 @@ class Config:
 
     def by_rank(self, stage: str) -> bool:
         """Whether the number of workers can change the result of a training stage."""
-        sections = [self.of(stage), *map(self.extra, self.of(stage).extras)]
+        own = self.of(stage)
+        sections: list[StageConfig | ExtraConfig] = [own, *map(self.extra, own.extras)]
         return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
 
     def reads_of(self, stage: str) -> dict[str, frozenset[str]]:
         """Stream -> what a stage's method and its extras read of it, the domains' own first."""
-        readers = [METHODS[stage], *(EXTRAS[name] for name in self.of(stage).extras)]
+        readers: list[type[Method] | type[Extra]] = [METHODS[stage]]
+        readers += [EXTRAS[name] for name in self.of(stage).extras]
         reads: dict[str, frozenset[str]] = {}
         for reader in readers:
             for stream, what in reader.reads.items():

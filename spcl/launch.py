@@ -106,14 +106,15 @@ def check_batches(config: Config, workers: int) -> None:
 def show_done(request: Request, run: RunFolder) -> None:
     """The end of a run: its table and where everything is."""
     print(f"\n{run.name}  (seed {request.config.seed})")
-    print(run_table(run.done, stored(run)))
-    evaluations = "evaluations/, " if run.done["table"] else ""
+    done = run.result
+    print(run_table(done, stored(run)))
+    evaluations = "evaluations/, " if done["table"] else ""
     print(f"outputs: {run.folder}  (panel.png, {evaluations}tensorboard/, metrics.jsonl)")
 
 
 def show_seeds(finished: list[RunFolder]) -> None:
     if len(finished) > 1:
         print(f"\nmean over {len(finished)} seeds, 95 % t interval, %")
-        print(seeds_table([run.done for run in finished]))
+        print(seeds_table([run.result for run in finished]))
         for said in sorted({str(stored(run)) for run in finished} - {""}):
             print(said)

@@ -33,13 +33,13 @@ class Stage:
 
     kind: str
     title: str  # unique within a recipe; for people
-    method: str | None  # of a training stage
+    method: str  # of a training stage, else ""
     version: int
     seed: int
     settings: Mapping[str, Any]
     data: Mapping[str, str | None]  # role -> fingerprint; None: the data are not there yet
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
-    reader: str | None = None  # of a pass: the method that it is made for
+    reader: str = ""  # of a pass: the method that it is made for
 
     @cached_property
     def key(self) -> str:
@@ -97,10 +97,10 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
         roles: tuple[str, ...],
         *,
         version: int | None = None,
-        reader: str | None = None,
+        reader: str = "",
         **inputs: Stage,
     ) -> Stage:
-        method = title if kind == "train" else None
+        method = title if kind == "train" else ""
         version = KIND_VERSIONS[kind] if version is None else version
         fingerprints = {role: data[role] for role in roles}
         stage = Stage(

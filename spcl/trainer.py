@@ -183,6 +183,7 @@ class Window:
 
     def read(self, data: Steps, stage: str) -> tuple[dict[str, float], float]:
         """Mean of each term over the window and all ranks, and steps per second; then clear."""
+        assert self.sums is not None, "a window is read after a step"
         sums = distributed.all_reduce(self.sums)
         bad = [step for step in distributed.gather(int(self.first_bad)) if step >= 0]
         if bad:

@@ -73,9 +73,10 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
     need: dict[str, int] = {}  # by stage, as `seconds`; both empty if the classes are unknown
     seconds: dict[str, float] = {}
     trained = dict.fromkeys([*search.reference_stages, *closed.stages])
-    for name in trained if classes else ():
-        need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
-    if timed and classes:
+    if classes is not None:
+        for name in trained:
+            need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
+    if timed and classes is not None:
         set_up_torch(config.train)
         seconds = {n: step_seconds(closed, n, classes, search.devices) for n in trained}
 

@@ -258,7 +258,7 @@ def _work(job: Job, local_rank: int) -> dict[str, Any]:
 
 def touched(stage: Stage, shared: Sequence[str]) -> bool:
     """Does a parameter of the space change this stage's result?"""
-    mine = stage.method is not None and stage.method not in shared
+    mine = stage.method != "" and stage.method not in shared
     return mine or any(touched(other, shared) for other in stage.inputs.values())
 
 

@@ -98,7 +98,9 @@ class Search:
     @property
     def chosen_by(self) -> ChosenBy:
         """Who chooses its configurations: itself, and whoever chose where it begins."""
-        own = ChosenBy(search=self.name, objective=self.objective, label_budget=self.label_budget)
+        own = ChosenBy(
+            search=self.name, objective=self.objective, label_budget=self.label_budget or 0
+        )
         return self.config.chosen_by | own
 
     def config_of(self, number: int, parameters: Parameters) -> tuple[Config, dict[str, Any]]:
@@ -163,7 +165,7 @@ class Search:
             configuration=number,
             rung=rung,
             config=here.as_dict(),
-            label_budget=self.label_budget,
+            label_budget=self.label_budget or 0,
             few_label=self.few_label,
             oracle=oracle,
             commit=str(commit()),

@@ -80,7 +80,7 @@ def run(argv: Sequence[str] | None) -> int:
     sweep = resolve(
         path,
         arguments.benchmark,
-        list(dict.fromkeys(seeds)),
+        list(dict.fromkeys(seeds or ())),
         arguments.scale,
         arguments.settings,
         data_root(arguments.data),

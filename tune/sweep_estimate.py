@@ -60,7 +60,7 @@ def _to_do(cells: list[Cell], counted: set[str]) -> Iterator[tuple[str, Cell]]:
     """The training stages whose keys are not in `counted`, each once, with a cell that has it."""
     for cell in cells:
         for stage in cell.stages:
-            if stage.method is not None and stage.key not in counted:
+            if stage.method and stage.key not in counted:
                 counted.add(stage.key)
                 yield stage.method, cell
 
@@ -75,6 +75,7 @@ def _seconds(to_do: list[tuple[str, Cell]]) -> dict[str, float]:
         sizes = config.source.size, config.target.size
         kind = (name, config.model, config.batch_of(name), *sizes)
         if kind not in timed:
+            assert cell.classes is not None, "what is timed has its data"
             timed[kind] = step_seconds(config, name, cell.classes, train.workers)
         steps = config.of(name).steps
         seconds[name] = seconds.get(name, 0.0) + steps * timed[kind] * train.workers

@@ -141,7 +141,8 @@ class Method(nn.Module):
     @final
     def extras(self) -> dict[str, Any]:
         """Those that were attached, by name."""
-        # Each is an `Extra`, whose module imports this one.  No ModuleDict: even an empty one would be a line in the state that is stored.
+        # Each is an `Extra`, whose module imports this one.  No ModuleDict: even an empty one would
+        # be a line in the state that is stored.
         return {name: self.get_submodule(name) for name in self._extras}
 
     @final  # type: ignore[misc]  # to mypy, nn.Module's forward is an attribute
