@@ -8,46 +8,14 @@ import datetime
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from spcl import cli
 from spcl.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from spcl.launch import Request
-    from spcl.telemetry import LiveLine
-    from spcl.trainer import Report
 
 EXAMPLE = """example:
   python -m spcl.train --benchmark streets --method spcl --seeds 0..4
   torchrun --nproc-per-node 2 -m spcl.train --benchmark streets spcl.contrast_weight=0
 """
-
-
-def run_on_rank(
-    request: Request, local_rank: int, report: Report, live: LiveLine | None = None
-) -> dict:
-    """Run one request in a process group that exists already (or alone); returns the summary.
-
-    A UserError goes to FAILED.json, too, and on.
-    """
-    from spcl import distributed
-    from spcl.lease import LeaseLost
-    from spcl.recipe import Recipe, choose_device
-    from spcl.results.store import RunFolder
-    from spcl.telemetry import Telemetry
-    from spcl.trainer import Surroundings
-
-    run = RunFolder(request.storage / request.name)
-    telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
-    try:
-        device = choose_device(request.config.train, local_rank)
-        around = Surroundings(device, telemetry, report)
-        return Recipe(request.config, request.data, run, around)()
-    except UserError as error:
-        with contextlib.suppress(LeaseLost):  # then what the folder says is another's
-            run.fail(str(error), type(error).__name__)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +72,8 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
     from spcl.lease import Lease, under
-    from spcl.recipe import choose_device
+    from spcl.piece import on_rank
+    from spcl.recipe import Recipe, choose_device
     from spcl.results.store import RunFolder
     from spcl.telemetry import LiveLine
 
@@ -145,7 +114,7 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
             shared = distributed.gather(lease and lease.id)[0]  # every rank works under rank 0's
             with under(run.folder, shared):
                 live = LiveLine() if first else None
-                run_on_rank(request, local_rank, lambda metrics: None, live)
+                on_rank(request.piece, Recipe.__call__, local_rank, live=live)
         if first:
             launch.show_done(request, run)
     if first:

@@ -8,6 +8,7 @@ import searches
 import torch
 from optuna.trial import TrialState
 
+from ray_jobs import piece
 from spcl.artefacts import verify
 from spcl.data.convert import convert
 from spcl.recipe import Recipe
@@ -62,7 +63,7 @@ def test_a_configuration_that_climbs_is_one_that_never_stopped(started, mini_dat
 
 def test_a_finished_job_is_not_done_again(started, monkeypatch):
     asked, record = started
-    monkeypatch.setattr(jobs, "attempt", None)
+    monkeypatch.setattr(jobs, "perform", None)
     assert run(asked.reference_job({})) == record
 
 
@@ -108,11 +109,11 @@ def test_any_other_failure_is_one_too(error, reason, started, monkeypatch):
 def test_attempts_are_counted_by_rung(started, monkeypatch):
     asked, _ = started
 
-    def die(job, attempts):
+    def die(*_):
         raise KeyboardInterrupt  # as good as killed: no record
 
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "attempt", die)
+        patched.setattr(jobs, "perform", die)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 run(job(asked, 7, 0))
@@ -163,7 +164,7 @@ def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started
         waiting.record.write_text(json.dumps(record))
         lease.unlink()
 
-    monkeypatch.setattr(jobs.time, "sleep", finish)
+    monkeypatch.setattr(piece.time, "sleep", finish)
     assert run(waiting) == record
 
 
