@@ -14,9 +14,12 @@ from spcl import old_words, protocols
 from spcl.chosen_by import ChosenBy
 from spcl.data.sampling import LABEL_FREE, ORDERS
 from spcl.errors import ConfigError
+from spcl.extras import EXTRAS
+from spcl.extras.base import ExtraConfig
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
-from spcl.methods.base import StageConfig
+from spcl.methods.base import Method, StageConfig
+from spcl.methods.passes import StatePass
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import MEAN_ORDERS, MODELS, ModelSpec
 from spcl.models.vgg import INPUTS
@@ -133,6 +136,14 @@ class Model:
         "ours; estimated = AdaBN over the target's training images before evaluation",
         choices=("trained", "estimated"),
     )
+    mixed_norm: str = setting(
+        "target",
+        "ours: the domain whose running statistics images get that are of both: mixed, stylised",
+        choices=("target", "source"),
+    )
+    mixed_statistics: str = setting(
+        "keep", "ours: whether such images move these statistics", choices=("keep", "move")
+    )
     absent: tuple[int, ...] = setting(
         (), "benchmark file: trainIds the network has no output for", low=0
     )
@@ -247,7 +258,25 @@ class _Config:
 
     def by_rank(self, stage: str) -> bool:
         """Whether the number of workers can change the result of a training stage."""
-        return self.train.reduction == "per_rank" or self.of(stage).by_rank
+        sections = [self.of(stage), *map(self.extra, self.of(stage).extras)]
+        return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
+
+    def extra(self, name: str) -> ExtraConfig:
+        """The section of an extra."""
+        return getattr(self, name)
+
+    def reads_of(self, stage: str) -> dict[str, frozenset[str]]:
+        """Stream -> what a stage's method and its extras read of it, the domains' own first."""
+        readers = [METHODS[stage], *(EXTRAS[name] for name in self.of(stage).extras)]
+        reads: dict[str, frozenset[str]] = {}
+        for reader in readers:
+            for stream, what in reader.reads.items():
+                reads[stream] = reads.get(stream, frozenset()) | what
+        return dict(sorted(reads.items(), key=lambda item: ("/" in item[0], item[0])))
+
+    def domains_of(self, stage: str) -> tuple[str, ...]:
+        """The domains whose training images a stage reads, "source" before "target"."""
+        return tuple(sorted({stream.split("/")[0] for stream in self.reads_of(stage)}))
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -255,19 +284,20 @@ class _Config:
             raise ConfigError("stages must name at least one method, e.g. stages=[source_only]")
         for index, name in enumerate(self.stages):
             choose(name, METHODS, "stage")
-            needs = METHODS[name].needs
-            if index == 0 and needs:
+            if index == 0 and METHODS[name].starts_trained:
                 raise ConfigError(
                     f"stage {name!r} starts from a trained network, so it can't be the first; "
                     f"try stages=[{_first_stage(self.method)},{','.join(self.stages)}]"
                 )
             section = self.of(name)
+            for extra in section.extras:
+                choose(extra, EXTRAS, f"{name}.extras")
             if section.steps > section.horizon:
                 raise ConfigError(
                     f"{name}.horizon must be at least {name}.steps, since the poly schedule is 0 "
                     f"there; got horizon {section.horizon} and steps {section.steps}"
                 )
-            if section.start == "pretrained" and METHODS[name].source_pass:
+            if section.start == "pretrained" and _learns_state(METHODS[name]):
                 raise ConfigError(
                     f"{name}.start must be trained: what it learns in its look at the source is of "
                     "the network of the stage before"
@@ -322,14 +352,18 @@ class _Config:
 Config = dataclasses.make_dataclass(
     "Config",
     [
-        (name, method.Config, field(default_factory=method.Config))
-        for name, method in METHODS.items()
+        (name, part.Config, field(default_factory=part.Config))
+        for name, part in [*METHODS.items(), *EXTRAS.items()]
     ],
     bases=(_Config,),
     frozen=True,
     kw_only=True,
     namespace={"__doc__": "Every setting of a run: `_Config` and one section per method."},
 )
+
+
+def _learns_state(method: type[Method]) -> bool:
+    return any(issubclass(look, StatePass) for look in method.passes)
 
 
 def _plain(value: Any) -> Any:

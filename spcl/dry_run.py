@@ -5,12 +5,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from spcl.artefacts import ArtefactStore
 from spcl.config import Config
-from spcl.data.batch import Batch
 from spcl.data.catalog import expect_data, missing_data
 from spcl.data.planned import NOT_CONVERTED, Planned, count_classes, last_lines
 from spcl.launch import Request
-from spcl.methods import METHODS
-from spcl.recipe import new_segmentor
+from spcl.networks import new_method, new_segmentor, random_batch
+from spcl.randomness import Step
 from spcl.stages import Stage, plan
 
 MIB = 2**20
@@ -70,12 +69,8 @@ def memory(config: Config, name: str, batch: int, num_classes: int) -> int:
     """
     with FakeTensorMode():
         segmentor = new_segmentor(config, num_classes, weights="none")
-        method = METHODS[name](segmentor, config.of(name)).train()
-        images, labels = {}, {}
-        for role in METHODS[name].domains:
-            size = getattr(config, role).size
-            images[f"{role}_image"] = torch.empty(batch, 3, *size)
-            labels[f"{role}_label"] = torch.zeros(batch, *size, dtype=torch.uint8)
+        method = new_method(config, name, segmentor).train()
+        data = random_batch(config, name, batch, num_classes)
         saved: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +78,7 @@ def memory(config: Config, name: str, batch: int, num_classes: int) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            terms = method(Batch(**images, **labels), 0)
+            terms = method(data, Step(0))
     del terms
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
     return STATE_COPIES * weights + sum(saved.values())

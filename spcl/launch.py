@@ -25,9 +25,9 @@ from spcl.layers import parse_overrides
 from spcl.methods import METHODS
 from spcl.models.weights import check_weights
 from spcl.piece import Piece
-from spcl.recipe import find_run, open_run
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
+from spcl.run_config import find_run, open_run
 from spcl.settings import digest
 
 

@@ -41,6 +41,16 @@ def build(segmentor: Segmentor, stage: "StageConfig") -> torch.optim.Optimizer:
             kept = set(map(id, decayed))
             rest = [p for p in parameters if id(p) not in kept]
             groups.append({"params": rest, "weight_decay": 0.0} | rate)
+    return _optimizer(groups, stage)
+
+
+def build_head(parameters: list[nn.Parameter], stage: "StageConfig") -> torch.optim.Optimizer:
+    """The optimizer of a further head, an extra's: of the stage's kind, at its head's rate."""
+    rate = stage.learning_rate * stage.head_multiplier
+    return _optimizer([{"params": parameters, "lr": rate}], stage)
+
+
+def _optimizer(groups: list[dict], stage: "StageConfig") -> torch.optim.Optimizer:
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=ADAMW_BETAS, weight_decay=stage.weight_decay)
     return torch.optim.SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay)

@@ -12,6 +12,7 @@ from spcl.data.labels import colorize
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.losses.segmentation import upsample
 from spcl.methods.base import Method
+from spcl.models.normalization import DOMAINS
 
 CAPTION = 14  # pixels
 SHOWN = 2  # images per domain in a training panel
@@ -44,12 +45,10 @@ def captioned_grid(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]
 def training_panel(method: Method, batch: Batch, palette: np.ndarray) -> np.ndarray:
     """Image, prediction and label of a few samples of each domain of the step."""
     rows = []
-    for domain in ("source", "target"):
-        images = getattr(batch, f"{domain}_image")
-        labels = getattr(batch, f"{domain}_label")
-        if images is None:
-            continue
-        logits = method.segmentor(images[:SHOWN], domain).logits
+    network = method.get_submodule(method.scored)
+    for domain in [name for name in DOMAINS if name in batch.streams]:
+        images, labels = batch[domain].image, batch[domain].label
+        logits = network(images[:SHOWN], domain).logits
         predictions = upsample(logits.float(), images.shape[-2:]).argmax(1).byte().cpu().numpy()
         for i, prediction in enumerate(predictions):
             label = np.full_like(prediction, 255) if labels is None else labels[i].cpu().numpy()

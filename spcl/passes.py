@@ -1,25 +1,19 @@
-"""Passes over a data set with a trained network: memories, predictions, target statistics.
+"""Passes over a data set with a trained network: what methods learn there, target statistics.
 
 Each reads every sample once, without augmentation or gradient, a rank taking every W-th.
 """
 
-import io
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from spcl import atomic, distributed, heartbeat
+from spcl import distributed, heartbeat
 from spcl.data.loader import rank_indices
-from spcl.data.predictions import HISTOGRAM, PredictionWriter
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label, resize_label
 from spcl.evaluate import load_image
-from spcl.losses.segmentation import upsample
-from spcl.methods.base import SourcePass
+from spcl.methods.passes import Pass
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
-from spcl.pseudo_label import CONFIDENCE_LEVELS, confidence_histogram, quantize
 
 STATISTICS_BATCH = 8  # images that are normalised together, over all ranks
 
@@ -29,50 +23,19 @@ def _mine(shards: ShardSet) -> np.ndarray:
 
 
 @torch.no_grad()
-def source_pass(
-    segmentor: Segmentor,
-    shards: ShardSet,
-    size: tuple[int, int],
-    device: torch.device,
-    memory: SourcePass,
-) -> dict[str, torch.Tensor]:
-    """A method's own look at the whole source; its result, on the CPU, equal on all ranks."""
-    segmentor.to(device).eval()
-    for index in heartbeat.counted("the source pass", _mine(shards)):
-        output = segmentor(load_image(shards, index, size).to(device), "source")
-        label = resize_label(decode_label(shards.label(index)), size).to(device)
-        memory.add(output, label[None])
-    return {name: tensor.cpu() for name, tensor in memory.result().items()}
-
-
-@torch.no_grad()
-def prediction_pass(
-    segmentor: Segmentor,
-    shards: ShardSet,
-    size: tuple[int, int],
-    device: torch.device,
-    folder: Path,
+def run_pass(
+    one: Pass, segmentor: Segmentor, shards: ShardSet, size: tuple[int, int], device: torch.device
 ) -> None:
-    """Store each target image's label and confidence at `size`, and their histogram.
-
-    A confidence is, by definition, the integer floor(p * 65535): thresholds, and what they keep,
-    are exact on those integers.
-    """
+    """A method's own look at a whole domain; its result is in the pass's folder afterwards."""
     segmentor.to(device).eval()
-    histogram = np.zeros((segmentor.num_classes, CONFIDENCE_LEVELS), np.int64)
-    with PredictionWriter(folder, distributed.rank()) as writer:
-        for index in heartbeat.counted("the prediction pass", _mine(shards)):
-            logits = segmentor.predict(load_image(shards, index, size).to(device))
-            confidence, label = upsample(logits.float(), size).softmax(1).max(1)
-            levels = quantize(confidence[0].cpu().numpy())
-            label = label[0].cpu().numpy().astype(np.uint8)
-            histogram += confidence_histogram(label, levels, segmentor.num_classes)
-            writer.add(shards.sample_ids[index], label, levels)
-    total = distributed.all_reduce(torch.from_numpy(histogram).to(device)).cpu().numpy()
-    if distributed.rank() == 0:
-        buffer = io.BytesIO()
-        np.save(buffer, total)
-        atomic.write_bytes(folder / HISTOGRAM, buffer.getvalue())
+    for index in heartbeat.counted(f"the {one.name} pass", _mine(shards)):
+        image = load_image(shards, index, size).to(device)
+        output = segmentor(image, one.domain)
+        label = None
+        if one.domain == "source":  # a target's labels are opened by nobody here
+            label = resize_label(decode_label(shards.label(index)), size)[None].to(device)
+        one.add(shards.sample_ids[index], image, output, label)
+    one.finish()
 
 
 @torch.no_grad()
@@ -91,8 +54,9 @@ def statistics_pass(
     """
     layers = [m for m in segmentor.modules() if isinstance(m, DomainNorm)]
     momenta = [layer.momentum for layer in layers]
-    segmentor.to(device).train()
+    segmentor.to(device).eval()
     for layer in layers:
+        layer.train()  # these alone: nothing else may be random or move here
         layer.forget(domain)
         layer.momentum = None  # cumulative
     rank, world = distributed.rank(), distributed.world_size()

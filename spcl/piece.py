@@ -15,9 +15,10 @@ from typing import Any
 from spcl import atomic, distributed
 from spcl.commit import VARIABLE
 from spcl.config import from_dict
+from spcl.devices import choose_device
 from spcl.errors import StorageError, UserError, reason
 from spcl.lease import LeaseLost
-from spcl.recipe import Recipe, choose_device
+from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine, Telemetry
 from spcl.trainer import Report, Surroundings

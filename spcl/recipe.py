@@ -5,9 +5,7 @@ to do, so a killed run continues by running the same command.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,31 @@ from spcl import atomic, checkpoint, distributed, heartbeat, passes
 from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
-from spcl.config import Config, Domain, Train, differences, from_dict
+from spcl.config import Config, Domain
+from spcl.data.batch import Labels
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
 from spcl.data.loader import Steps, StoredLabels, Stream
-from spcl.data.predictions import PredictionSet
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
-from spcl.errors import ConfigError, UserError
+from spcl.devices import set_up_torch
 from spcl.evaluate import Predict, evaluate, predict_labels
 from spcl.export import write_png
 from spcl.methods import METHODS
 from spcl.methods.base import StageConfig
+from spcl.methods.passes import LabelPass, StatePass
 from spcl.models.normalization import fill_unseen_statistics
-from spcl.models.segmentor import Segmentor, build_segmentor
+from spcl.models.segmentor import Segmentor
+from spcl.networks import load_segmentor, network_state, new_method
 from spcl.panels import captioned_grid, same_size
 from spcl.protocols import absence_notes, score
 from spcl.provenance import agree, code_version, describe
-from spcl.pseudo_label import apply_thresholds, class_thresholds
 from spcl.results.store import RunFolder, read_confusions, write_confusions
-from spcl.settings import digest, dump_yaml, read_yaml
+from spcl.settings import digest
 from spcl.stages import Stage, plan
 from spcl.trainer import Surroundings, fit
 
 PANEL_IMAGES = 6  # rows of the qualitative panel
-
-
-@dataclass(frozen=True)
-class PseudoLabels:
-    """Stored predictions, confident ones only: where a target stream's labels come from."""
-
-    shards: ShardSet
-    predictions: PredictionSet
-    thresholds: np.ndarray  # (K,) in integer confidences
-
-    def __call__(self, index: int) -> torch.Tensor:
-        label, confidence = self.predictions[self.shards.sample_ids[index]]
-        return torch.from_numpy(apply_thresholds(label, confidence, self.thresholds))
 
 
 class Recipe:
@@ -103,7 +89,6 @@ class Recipe:
             self.run.write("manifest.json", about)
         makers = {
             "train": self._train,
-            "predictions": self._predictions,
             "statistics": self._statistics,
             "evaluation": self._evaluation,
         }
@@ -114,7 +99,7 @@ class Recipe:
             self.around.telemetry.message(f"{stage.title}: started")
             # Only training leaves checkpoints: what a killed pass took is lost with its work.
             self.checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
-            make = self._source_pass if stage.reader else makers[stage.kind]
+            make = self._pass if stage.reader else makers[stage.kind]
             make(stage)
 
     # One method per kind of stage.
@@ -123,45 +108,33 @@ class Recipe:
         config = self.config
         seed = int(digest({"seed": config.seed, "stage": stage.method})[:8], 16)
         torch.manual_seed(seed)
-        segmentor = self._segmentor(stage)
-        method = METHODS[stage.method](segmentor, config.of(stage.method))
-        if method.source_pass:
-            name = method.source_pass.name
-            path = self.store.open(stage.inputs[name]) / f"{name}.pt"
-            method.start_from(checkpoint.load(path, torch.device("cpu")))
-        checkpoints = self.checkpoints
-        fit(stage.method, method, self._steps(stage), config.train, checkpoints, self.around)
-        fill_unseen_statistics(method.segmentor)
-        self._store_state(stage, method.cpu().state_dict())
+        method = new_method(config, stage.method, self._segmentor(stage))
+        learnt = [look for look in method.passes if issubclass(look, StatePass)]
+        if learnt:
+            paths = [self.store.open(stage.inputs[p.name]) / f"{p.name}.pt" for p in learnt]
+            states = [checkpoint.load(path, torch.device("cpu")) for path in paths]
+            method.start_from({k: v for state in states for k, v in state.items()})
+        checkpoints, steps = self.checkpoints, self._steps(stage)
+        fit(stage.method, method, steps, config.train, checkpoints, self.around, seed)
+        fill_unseen_statistics(method)
+        self._store(stage, network_state(method))
         if distributed.rank() == 0 and not self.continued:
             checkpoints.clear()
 
-    def _source_pass(self, stage: Stage) -> None:
+    def _pass(self, stage: Stage) -> None:
         segmentor, device = self._segmentor(stage), self.around.device
-        memory = METHODS[stage.reader].source_pass(segmentor, self.config.of(stage.reader), device)
-        size = self.config.source.size
-        result = passes.source_pass(segmentor, self.shards["source"], size, device, memory)
+        (look,) = (p for p in METHODS[stage.reader].passes if p.name == stage.kind)
+        size = getattr(self.config, look.domain).size
         with self.store.write(stage, self.checkpoints.seconds) as folder:
-            if distributed.rank() == 0:
-                with atomic.opened(folder / f"{stage.kind}.pt") as file:
-                    torch.save(result, file)
-
-    def _predictions(self, stage: Stage) -> None:
-        with self.store.write(stage, self.checkpoints.seconds) as folder:
-            passes.prediction_pass(
-                self._segmentor(stage),
-                self.shards["target"],
-                self.config.target.size,
-                self.around.device,
-                folder,
-            )
+            one = look(segmentor, self.config.of(stage.reader), device, folder)
+            passes.run_pass(one, segmentor, self.shards[look.domain], size, device)
 
     def _statistics(self, stage: Stage) -> None:
         segmentor = self._segmentor(stage)
         size = self.config.target.size
         passes.statistics_pass(segmentor, self.shards["target"], size, self.around.device)
         state = {f"segmentor.{k}": v for k, v in segmentor.cpu().state_dict().items()}
-        self._store_state(stage, state)
+        self._store(stage, {"schema": checkpoint.SCHEMA, "method": state})
 
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
@@ -191,41 +164,40 @@ class Recipe:
         return self.shards["source"].class_names
 
     def _steps(self, stage: Stage) -> Steps:
-        """The two streams of a training stage, as this rank reads them."""
+        """The streams of a training stage, as this rank reads them."""
         config = self.config
-        streams: dict[str, Stream | None] = {"source": None, "target": None}
-        for role in METHODS[stage.method].domains:
-            section, shards = getattr(config, role), self.shards[role]
-            labels = StoredLabels(shards) if role == "source" else None
-            if role == "target" and "predictions" in stage.inputs:
-                labels = self._pseudo_labels(stage.inputs["predictions"])
-            streams[role] = Stream(
-                name=f"{stage.method}/{role}",
+        streams = {}
+        for name, reads in config.reads_of(stage.method).items():
+            domain = name.split("/")[0]
+            section, shards = getattr(config, domain), self.shards[domain]
+            streams[name] = Stream(
+                name=f"{stage.method}/{name}",
                 shards=shards,
-                augment=augmentation(section, role, config.of(stage.method)),
-                labels=labels,
+                augment=augmentation(section, domain, config.of(stage.method)),
+                labels=self._labels(stage, domain) if "label" in reads else None,
                 seed=config.seed,
                 order=section.order,
             )
         return Steps(
-            **streams,
+            streams,
             batch=config.batch_of(stage.method),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
 
-    def _pseudo_labels(self, stage: Stage) -> PseudoLabels:
-        predictions, c = PredictionSet(self.store.open(stage)), self.config.pseudo_label
-        thresholds = class_thresholds(
-            predictions.histogram(), cap=c.cap, quantile=c.quantile, median=c.median
-        )
-        return PseudoLabels(self.shards["target"], predictions, thresholds)
+    def _labels(self, stage: Stage, domain: str) -> Labels:
+        """A stream's labels: the truth of the source; of the target what a pass has predicted."""
+        shards = self.shards[domain]
+        if domain == "source":
+            return StoredLabels(shards)
+        (look,) = (p for p in METHODS[stage.method].passes if issubclass(p, LabelPass))
+        return look.labels(self.store.open(stage.inputs[look.name]), shards.sample_ids, self.config)
 
-    def _store_state(self, stage: Stage, state: dict[str, torch.Tensor]) -> None:
+    def _store(self, stage: Stage, content: dict[str, Any]) -> None:
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 with atomic.opened(folder / "checkpoint.pt") as file:
-                    torch.save({"schema": checkpoint.SCHEMA, "method": state}, file)
+                    torch.save(content, file)
 
     @torch.no_grad()
     def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
@@ -325,93 +297,5 @@ def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:
     )
 
 
-def choose_device(train: Train, local_rank: int) -> torch.device:
-    """This process's device, made its current one.  UserError where cuda is asked for in vain."""
-    available = torch.cuda.is_available()
-    if train.device == "cuda" and not available:
-        raise UserError("train.device=cuda needs a GPU, but torch sees none; use train.device=cpu")
-    if train.device == "cpu" or not available:
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def set_up_torch(train: Train) -> None:
-    """What the bits of a result depend on besides the data; once in each process."""
-    # Before the first parallel region, since threads inherit it.  A softmax makes numbers below
-    # 1e-38, and a processor takes up to a hundred times longer over each of those.
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(train.threads)
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
-
-
 def panel_indices(shards: ShardSet) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, len(shards) - 1, PANEL_IMAGES)})
-
-
-def new_segmentor(config: Config, num_classes: int, *, weights: str | None = None) -> Segmentor:
-    """The network of a configuration; `weights` in place of those that it names."""
-    return build_segmentor(
-        config.model.name,
-        num_classes,
-        norm=config.norm,
-        weights=config.weights if weights is None else weights,
-        input=config.input,
-        aspp_branches=config.model.aspp_branches,
-        absent=config.model.absent,
-        mean_order=config.model.mean_order,
-    )
-
-
-def load_segmentor(config: Config, num_classes: int, artefact: Path | None) -> Segmentor:
-    """The network of an artefact that holds a checkpoint, or a new one."""
-    segmentor = new_segmentor(config, num_classes, weights="none" if artefact else None)
-    if artefact:
-        state = checkpoint.load(artefact / "checkpoint.pt", torch.device("cpu"))["method"]
-        prefix = "segmentor."
-        segmentor.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
-    return segmentor
-
-
-def run_config(folder: Path) -> Config:
-    """The settings of a run.  ConfigError names a damaged config.yaml and the way out."""
-    path = folder / "config.yaml"
-    way_out = f"restore it, or remove the run with: python -m spcl.runs rm {folder.name}"
-    try:
-        values = read_yaml(path)
-        if not values:
-            raise ConfigError(f"{path} holds no settings")
-        return from_dict(values)
-    except ConfigError as error:
-        where = "" if str(path) in str(error) else f"{path}: "
-        raise ConfigError(f"{where}{error}; {way_out}") from None
-
-
-def find_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, which may not exist yet.  ConfigError where it is of another config."""
-    run = RunFolder(storage / name)
-    path = run.folder / "config.yaml"
-    if path.exists():
-        old = run_config(run.folder)
-        changed = differences(old, config)
-        if changed:
-            raise ConfigError(
-                f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
-                f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
-            )
-    return run
-
-
-def open_run(config: Config, storage: Path, name: str) -> RunFolder:
-    """The run's folder, new or to be continued.  ConfigError where it is of another config.
-
-    A search that has chosen the config, now or at an earlier launch, stays named in it.
-    """
-    run = find_run(config, storage, name)
-    config = dataclasses.replace(config, chosen_by=choices.carry(run, config.chosen_by))
-    atomic.write_bytes(run.folder / "config.yaml", dump_yaml(config.as_dict()).encode())
-    return run

@@ -28,15 +28,17 @@ from spcl.config import Config, Evaluation
 from spcl.data.catalog import check_native, check_same_classes
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label
+from spcl.devices import set_up_torch
 from spcl.errors import DataError, UserError
 from spcl.evaluate import count_pixels, load_image, predict_labels
 from spcl.losses.contrast import downsample_labels
 from spcl.methods import METHODS
 from spcl.models.segmentor import Segmentor
+from spcl.networks import load_segmentor
 from spcl.protocols import absence_notes, check_classes, score
 from spcl.provenance import code_version, commit
-from spcl.recipe import load_segmentor, run_config, set_up_torch
 from spcl.results.store import SCHEMA, RunFolder, write_confusions
+from spcl.run_config import run_config
 from spcl.settings import choose
 
 SHARE = 16  # images; small enough for a progress line and for workers of unequal speed

@@ -16,18 +16,19 @@ from typing import Any
 
 from spcl import old_words
 from spcl.config import Config
+from spcl.extras import EXTRAS
 from spcl.methods import METHODS
 from spcl.settings import digest, scientific
 
-#: Raised when a pass would give other results than before for the same settings.
-PASS_VERSIONS = {"predictions": 1, "statistics": 1, "evaluation": 1}
+#: Raised when a kind of stage would give other results than before for the same settings.
+KIND_VERSIONS = {"statistics": 1, "evaluation": 1}
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One artefact to be made.
 
-    kind  "train", one of PASS_VERSIONS, or the name of a method's `source_pass`
+    kind  "train", one of KIND_VERSIONS, or the name of a method's pass
     """
 
     kind: str
@@ -38,7 +39,7 @@ class Stage:
     settings: Mapping[str, Any]
     data: Mapping[str, str | None]  # role -> fingerprint; None: the data are not there yet
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
-    reader: str | None = None  # of a source pass: the method that it is made for
+    reader: str | None = None  # of a pass: the method that it is made for
 
     @cached_property
     def key(self) -> str:
@@ -95,14 +96,12 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
         settings: dict,
         roles: tuple[str, ...],
         *,
+        version: int | None = None,
         reader: str | None = None,
         **inputs: Stage,
     ) -> Stage:
         method = title if kind == "train" else None
-        if reader:
-            version = METHODS[reader].source_pass.version
-        else:
-            version = METHODS[title].version if kind == "train" else PASS_VERSIONS[kind]
+        version = KIND_VERSIONS[kind] if version is None else version
         fingerprints = {role: data[role] for role in roles}
         stage = Stage(
             kind, title, method, version, config.seed, settings, fingerprints, dict(inputs), reader
@@ -114,35 +113,30 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
     for name in config.stages:
         method, section = METHODS[name], config.of(name)
         inputs = {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
-        if memory := method.source_pass:
-            inputs[memory.name] = add(
-                memory.name,
-                f"{memory.name} of {trained[-1].title}",
+        for look in method.passes:
+            inputs[look.name] = add(
+                look.name,
+                f"{look.name} of {trained[-1].title}",
                 _without_empty(
                     network=network,
-                    size=list(config.source.size),
-                    **{key: getattr(section, key) for key in memory.reads},
+                    size=list(getattr(config, look.domain).size),
+                    **{key: getattr(section, key) for key in look.reads},
                 ),
-                ("source",),
+                (look.domain,),
+                version=look.version,
                 reader=name,
                 checkpoint=trained[-1],
             )
-        if "predictions" in method.needs:
-            inputs["predictions"] = add(
-                "predictions",
-                f"predictions of {trained[-1].title}",
-                _without_empty(network=network, size=list(config.target.size)),
-                ("target",),
-                checkpoint=trained[-1],
-            )
+        domains = config.domains_of(name)
         settings = _without_empty(
             network=network,
             train=_train_settings(config, name) | {"batch": config.batch_of(name)},
             method=_without_start(scientific(section)),
-            pseudo_label=scientific(config.pseudo_label) if "predictions" in method.needs else {},
-            **{role: _stream_settings(getattr(config, role)) for role in method.domains},
+            extras={extra: _extra_settings(config, extra) for extra in section.extras},
+            **{more: scientific(getattr(config, more)) for more in method.sections},
+            **{role: _stream_settings(getattr(config, role)) for role in domains},
         )
-        trained.append(add("train", name, settings, method.domains, **inputs))
+        trained.append(add("train", name, settings, domains, version=method.version, **inputs))
 
     estimated = config.model.target_statistics == "estimated"
     for stage in list(trained):
@@ -180,6 +174,10 @@ def _train_settings(config: Config, stage: str) -> dict[str, Any]:
     if config.by_rank(stage):
         chosen["workers"] = config.train.workers
     return chosen
+
+
+def _extra_settings(config: Config, extra: str) -> dict[str, Any]:
+    return {"version": EXTRAS[extra].version} | scientific(config.extra(extra))
 
 
 def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:

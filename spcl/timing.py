@@ -6,10 +6,10 @@ import time
 import torch
 
 from spcl.config import Config
-from spcl.data.batch import Batch
+from spcl.devices import choose_device
 from spcl.dry_run import memory
-from spcl.methods import METHODS
-from spcl.recipe import choose_device, new_segmentor
+from spcl.networks import new_method, new_segmentor, random_batch
+from spcl.randomness import Step
 from spcl.trainer import total
 
 HOUR = 3600
@@ -45,18 +45,13 @@ def step_seconds(config: Config, name: str, classes: int, devices: int) -> float
 def _timed(config: Config, name: str, classes: int, batch: int, device: torch.device) -> float:
     segmentor = new_segmentor(config, classes, weights="none")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    method = METHODS[name](segmentor, config.of(name)).to(device, memory_format=layout).train()
-    optimizers = method.optimizers()
-    tensors = {}
-    for role in METHODS[name].domains:
-        size = getattr(config, role).size
-        tensors[f"{role}_image"] = torch.randn(batch, 3, *size)
-        tensors[f"{role}_label"] = torch.randint(0, classes, (batch, *size), dtype=torch.uint8)
-    data = Batch(**tensors).to(device, config.train.channels_last)
+    method = new_method(config, name, segmentor).to(device, memory_format=layout).train()
+    optimizers = method.all_optimizers()
+    data = random_batch(config, name, batch, classes).to(device, config.train.channels_last)
     seconds = []
     for step in range(TIMED_STEPS):  # the first one sets things up, and others may be disturbed
         started = time.perf_counter()
-        loss, _ = total(method(data, step))
+        loss, _ = total(method(data, Step(step)))
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

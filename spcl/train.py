@@ -71,9 +71,10 @@ def _join_group(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
+    from spcl.devices import choose_device
     from spcl.lease import Lease, under
     from spcl.piece import on_rank
-    from spcl.recipe import Recipe, choose_device
+    from spcl.recipe import Recipe
     from spcl.results.store import RunFolder
     from spcl.telemetry import LiveLine
 

@@ -7,6 +7,7 @@ one seam through which a cluster (Ray Train) hears of progress.
 import inspect
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from spcl.evaluate import batch_confusion
 from spcl.methods.base import Method, StageConfig, Term
 from spcl.metrics import mean_iou
 from spcl.panels import training_panel
+from spcl.randomness import Step
 from spcl.telemetry import Telemetry
 
 Report = Callable[[dict[str, Any]], None]
@@ -52,12 +54,14 @@ def fit(
     train: Train,
     checkpoints: Checkpoints,
     around: Surroundings,
+    seed: int = 0,
 ) -> None:
     """Train `method` for its configured steps, from the newest checkpoint if there is one.
 
     Two rules hold it together.  Step s is a function of the state after step s - 1 and of data[s],
     nothing else: so a resumed run ends with the same bits.  All ranks call the same collectives in
     the same order, whatever they logged or failed at: so none waits for ever.
+    seed  of what a step draws: see `spcl.randomness`
     """
     stage: StageConfig = method.config
     device = around.device
@@ -66,14 +70,15 @@ def fit(
     if train.compile:
         method.segmentor.compile()
     # Optimizers hold the parameters that were moved above, so they come after the move.
-    optimizers = method.optimizers()
+    optimizers = method.all_optimizers()
     rates = optimization.rates_of(optimizers)
     wrapped = wrap(method)  # gives every rank the buffers of rank 0, so it comes first
     start = _resume(name, method, optimizers, checkpoints, around)
     window = Window(device)
 
-    for step, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
-        heartbeat.moved(f"stage {name}", step)  # sets a variable: nothing here may write or wait
+    for number, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
+        step = Step(number, seed, name)
+        heartbeat.moved(f"stage {name}", number)  # sets a variable: nothing here may write or wait
         # One forward for all players and domains: DDP then sums every gradient in one backward.
         with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
             terms = wrapped(batch, step)
@@ -86,14 +91,14 @@ def fit(
         if train.clip_norm:
             optimization.clip(optimizers, train.clip_norm)
         # Set from the step's number, not advanced: a resumed run needs no scheduler's state.
-        optimization.schedule(optimizers, rates, optimization.factor(stage, step))
+        optimization.schedule(optimizers, rates, optimization.factor(stage, number))
         for optimizer in optimizers:
             optimizer.step()
         method.after_step(step)
         # Sums stay on the device until a log line: reading them here would stop the GPU every step.
-        window.add(step, terms, counts, loss)
+        window.add(number, terms, counts, loss)
 
-        done = step + 1
+        done = number + 1
         last = done == stage.steps
         save = last or done % train.checkpoint_every == 0
         # Every rank comes here at the same steps, since `read` is a collective; a loss that was not
@@ -241,18 +246,28 @@ def _resume(
 @torch.no_grad()
 def _source_miou(method: Method, batch: Batch, around: Surroundings) -> dict[str, float]:
     """mIoU on this step's source images: a sign of life, not a result.  Rank 0's share only."""
-    if batch.source_image is None or distributed.rank() != 0:
+    if "source" not in batch.streams or distributed.rank() != 0:
         return {}
-    method.eval()
-    logits = method.segmentor(batch.source_image, "source").logits
-    method.train()
-    confusion = batch_confusion(logits, batch.source_label).sum(0)
+    source = batch.source
+    with evaluating(method):
+        logits = method.get_submodule(method.scored)(source.image, "source").logits
+    confusion = batch_confusion(logits, source.label).sum(0)
     return {"source_miou": mean_iou(confusion.cpu().numpy())[0]}
 
 
 @torch.no_grad()
 def _panel(method: Method, batch: Batch, around: Surroundings) -> np.ndarray:
-    method.eval()
-    picture = training_panel(method, batch, around.palette)
-    method.train()
-    return picture
+    with evaluating(method):
+        return training_panel(method, batch, around.palette)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In eval mode within; each sub-module is then back in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

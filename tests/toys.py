@@ -11,13 +11,16 @@ from torch import nn
 from spcl import distributed
 from spcl.checkpoint import Checkpoints
 from spcl.config import Train
-from spcl.data.batch import Batch
+from spcl.data.batch import Batch, Images
 from spcl.data.loader import Steps
 from spcl.data.sampling import positions
+from spcl.data.shards import ShardSet
 from spcl.methods import METHODS
 from spcl.methods.base import Method
+from spcl.methods.passes import StatePass
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import Segmentor, build_segmentor
+from spcl.passes import run_pass
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
 from spcl.trainer import Surroundings, fit
@@ -47,11 +50,11 @@ class Stripes(Steps):
 
     def __getitem__(self, step: int) -> Batch:
         where = positions(step, self.batch, distributed.rank(), distributed.world_size())
-        parts = []
-        for domain in (0, 1):
-            images, labels = zip(*(striped(self.seed, domain, p) for p in where), strict=True)
-            parts += [torch.stack(images), torch.stack(labels)]
-        batch = Batch(*parts)
+        streams = {}
+        for number, domain in enumerate(("source", "target")):
+            images, labels = zip(*(striped(self.seed, number, p) for p in where), strict=True)
+            streams[domain] = Images(torch.stack(images), torch.tensor(where), torch.stack(labels))
+        batch = Batch(streams)
         return self.spoil(batch, step) if self.spoil else batch
 
     def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
@@ -61,6 +64,25 @@ class Stripes(Steps):
         return {
             "source": [f"stripe-{p}" for p in range(step * self.batch, (step + 1) * self.batch)]
         }
+
+
+def batch_of(**streams: tuple[torch.Tensor, torch.Tensor | None]) -> Batch:
+    """Stream=(image, label), at the first positions."""
+    return Batch(
+        {k: Images(image, torch.arange(len(image)), y) for k, (image, y) in streams.items()}
+    )
+
+
+def changed(batch: Batch, stream: str, **fields: torch.Tensor | None) -> Batch:
+    """The batch with other images or labels in one stream."""
+    return Batch({**batch.streams, stream: dataclasses.replace(batch[stream], **fields)})
+
+
+def result_of(one: StatePass, segmentor: Segmentor, shards: ShardSet, size: tuple[int, int]):
+    """What a pass over the shards has learnt, on this rank, without a file."""
+    one.finish = lambda: None
+    run_pass(one, segmentor, shards, size, torch.device("cpu"))
+    return one.result()
 
 
 class ThreeConvolutions(nn.Module):
@@ -160,8 +182,6 @@ def train_all_on_rank(rank: int, folder: str, cases: dict[str, tuple[str, dict]]
 
 
 def _doubled(batch: Batch, step: int) -> Batch:
-    return dataclasses.replace(
-        batch,
-        source_image=batch.source_image.double(),
-        target_image=batch.target_image.double(),
-    )
+    for domain in ("source", "target"):
+        batch = changed(batch, domain, image=batch[domain].image.double())
+    return batch

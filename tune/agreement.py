@@ -6,8 +6,9 @@ from typing import Any
 
 from spcl import records
 from spcl.data.shards import ShardSet
+from spcl.devices import choose_device, set_up_torch
 from spcl.errors import DataError
-from spcl.recipe import choose_device, load_segmentor, set_up_torch
+from spcl.networks import load_segmentor
 from spcl.validation import ensemble_predictions
 from spcl.validators.ensemble import ensemble_agreement
 from tune.experiment import Experiment, read

@@ -41,7 +41,7 @@ class Oracle:
 
     def __init__(self, experiment: Experiment, data: Path, storage: Path):
         from spcl.data.catalog import open_data, prepare_streets
-        from spcl.recipe import choose_device, set_up_torch
+        from spcl.devices import choose_device, set_up_torch
         from spcl.settings import digest
         from tune.report import AUDIT
 
@@ -85,7 +85,7 @@ class Oracle:
     def _evaluate(self, artefact: str) -> tuple[list[str], np.ndarray]:
         from spcl.artefacts import verify
         from spcl.evaluate import evaluate
-        from spcl.recipe import load_segmentor
+        from spcl.networks import load_segmentor
 
         folder = self.artefacts / artefact
         if not folder.is_dir():

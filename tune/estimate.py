@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from spcl.artefacts import ArtefactStore
 from spcl.data.catalog import expect_data
 from spcl.data.planned import Planned, count_classes, last_lines
+from spcl.devices import set_up_torch
 from spcl.dry_run import key_columns, mebibytes, memory
-from spcl.recipe import set_up_torch
 from spcl.stages import plan
 from spcl.timing import HOUR, UNTIMED, step_seconds, timed_on
 from tune.jobs import touched

@@ -30,9 +30,10 @@ from spcl.errors import StorageError
 from spcl.evaluate import evaluate
 from spcl.lease import check
 from spcl.models.segmentor import Segmentor
+from spcl.networks import load_segmentor
 from spcl.piece import Piece
 from spcl.protocols import headline, score
-from spcl.recipe import Recipe, load_segmentor
+from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.settings import build
 from spcl.stages import Stage

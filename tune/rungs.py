@@ -61,7 +61,7 @@ def _touched(config: Config, key: str) -> list[int]:
 
     section = key.split(".")[0]
     if section == "pseudo_label":
-        return [i for i, name in enumerate(config.stages) if "predictions" in METHODS[name].needs]
+        return [i for i, name in enumerate(config.stages) if section in METHODS[name].sections]
     if section in config.stages:
         return [config.stages.index(section)]
     return [0]  # data, network, optimisation: everything

@@ -14,7 +14,8 @@ from ray_jobs.piece import perform, waiting_lease
 from spcl.commit import commit
 from spcl.errors import StorageError, reason
 from spcl.piece import Piece
-from spcl.recipe import Recipe, open_run
+from spcl.recipe import Recipe
+from spcl.run_config import open_run
 from tune.sweep_grid import Cell, Sweep
 from tune.sweep_schedule import Schedule, Work
 

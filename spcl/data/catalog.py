@@ -25,7 +25,6 @@ from spcl.data.planned import (
 from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError, UserError
-from spcl.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -37,7 +36,7 @@ def data_root(given: str | None) -> Path:
 
 def roles(config: Config) -> dict[str, tuple[str, str]]:
     """role -> (dataset, split) of the data that a recipe reads."""
-    domains = {domain for name in config.stages for domain in METHODS[name].domains}
+    domains = {domain for name in config.stages for domain in config.domains_of(name)}
     if config.model.target_statistics == "estimated":
         domains.add("target")
     domains.add("evaluation" if config.evaluation.wanted else "target")  # for the panel

@@ -1,29 +1,22 @@
-"""Two independent streams, source and target, read by step.
+"""Independent streams, of the source and of the target, read by step.
 
 `Steps[s]` is this rank's share of step s, a pure function of s, so a DataLoader over the remaining
 steps, with any number of workers, continues a run exactly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spcl.data.batch import Batch
+from spcl.data.batch import Batch, Images, Labels
 from spcl.data.sampling import ORDERS, Order, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
 from spcl.sockets import shorten_for_loaders
-
-
-class Labels(Protocol):
-    """Where a stream's labels come from: sample number -> (H, W) uint8 trainIds."""
-
-    def __call__(self, index: int) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,13 @@ class Stream:
         label = self.labels(index) if self.labels else None
         return self.augment(image, label, stream_seed(self.seed, self.name, position))
 
-    def read(self, where: range) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def read(self, where: range) -> Images:
         images, labels = zip(*(self.sample(p) for p in where), strict=True)
-        return torch.stack(images), None if labels[0] is None else torch.stack(labels)
+        return Images(
+            torch.stack(images),
+            torch.tensor(where),
+            label=None if labels[0] is None else torch.stack(labels),
+        )
 
 
 class Steps(Dataset):
@@ -77,30 +74,26 @@ class Steps(Dataset):
 
     def __init__(
         self,
-        source: Stream | None,
-        target: Stream | None,
+        streams: Mapping[str, Stream],
         *,
         batch: int,
         rank: int = 0,
         world_size: int = 1,
     ):
-        """batch counts the images per domain and step over all ranks."""
+        """streams by name; batch counts the images of each per step, over all ranks."""
         if batch % world_size:
             raise ValueError(f"batch {batch} must be divisible by world size {world_size}")
-        self.source, self.target = source, target
+        self.streams = dict(streams)
         self.batch, self.rank, self.world_size = batch, rank, world_size
 
     def __getitem__(self, step: int) -> Batch:
         where = positions(step, self.batch, self.rank, self.world_size)
-        source = self.source.read(where) if self.source else (None, None)
-        target = self.target.read(where) if self.target else (None, None)
-        return Batch(*source, *target)
+        return Batch({name: stream.read(where) for name, stream in self.streams.items()})
 
     def sample_ids(self, step: int) -> dict[str, list[str]]:
         """What all ranks read at a step, for an error message."""
         where = range(step * self.batch, (step + 1) * self.batch)
-        streams = {"source": self.source, "target": self.target}
-        return {name: [s.sample_id(p) for p in where] for name, s in streams.items() if s}
+        return {name: [s.sample_id(p) for p in where] for name, s in self.streams.items()}
 
     def batches(self, start: int, stop: int, workers: int, pin: bool = False) -> Iterator[Batch]:
         """The batches of steps start .. stop-1, in order."""

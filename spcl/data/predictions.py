@@ -49,6 +49,9 @@ class PredictionWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         with atomic.writing(self._path):
             self._writer.close()
 

@@ -10,9 +10,10 @@ import torch
 from spcl.data.batch import Batch
 from spcl.losses.adversarial import players
 from spcl.losses.segmentation import cross_entropy, upsample
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
 from spcl.models.critic import Critic
 from spcl.models.segmentor import Segmentor
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -43,21 +44,26 @@ class Adversarial(Method):
         super().__init__(segmentor, config)
         self.critic = Critic(segmentor.num_classes, width=config.critic_width)
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
-        source = self.segmentor(batch.source_image, "source").logits
-        target = self.segmentor(batch.target_image, "target").logits
-        softened = source / self.config.seg_temperature
-        shown = softened if self.config.critic_temperature == "source_only" else source
-        source_map = upsample(shown, batch.source_image.shape[-2:]).softmax(1)
-        target_map = upsample(target, batch.target_image.shape[-2:]).softmax(1)
+    def losses(self, batch: Batch, step: Step) -> Outputs:
+        source = self.segment(batch.source, "source", step)
+        target = self.segment(batch.target, "target", step)
+        softened = source.logits / self.config.seg_temperature
+        shown = softened if self.config.critic_temperature == "source_only" else source.logits
+        source_map = upsample(shown, batch.source.image.shape[-2:]).softmax(1)
+        target_map = upsample(target.logits, batch.target.image.shape[-2:]).softmax(1)
 
         judged, on_source, on_target = players(self.critic, source_map, target_map)
-        return {
-            "segmentation": Term(*cross_entropy(softened, batch.source_label)),
+        terms = {
+            "segmentation": Term(*cross_entropy(softened, batch.source.label)),
             "adversarial": Term(*judged, self.config.weight),
             "critic_source": Term(*on_source, 0.5),
             "critic_target": Term(*on_target, 0.5),
         }
+        seen = {
+            "source": Seen(batch.source, source, batch.source.label),
+            "target": Seen(batch.target, target),
+        }
+        return Outputs(terms, seen)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [*super().optimizers(), self.critic.optimizer(self.config.critic_learning_rate)]

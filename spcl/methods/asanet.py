@@ -13,10 +13,11 @@ from spcl.data.batch import Batch
 from spcl.losses.adversarial import players
 from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_convolution, probabilities
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
 from spcl.models.critic import Critic
 from spcl.models.segmentor import Segmentor
 from spcl.optimization import poly_factor
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -45,7 +46,7 @@ class ASANet(Method):
 
     Config = ASANetConfig
     title = "adapted"
-    needs = frozenset({"checkpoint"})
+    starts_trained = True
 
     def __init__(self, segmentor: Segmentor, config: ASANetConfig):
         super().__init__(segmentor, config)
@@ -60,23 +61,28 @@ class ASANet(Method):
             ),
         )
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+    def losses(self, batch: Batch, step: Step) -> Outputs:
         c = self.config
-        source = self.segmentor(batch.source_image, "source").logits
-        target = self.segmentor(batch.target_image, "target").logits
+        source = self.segment(batch.source, "source", step)
+        target = self.segment(batch.target, "target", step)
         on_source, on_target = (
-            probabilities(logits, image.shape[-2:], c.affinity_stride)
-            for logits, image in ((source, batch.source_image), (target, batch.target_image))
+            probabilities(output.logits, images.image.shape[-2:], c.affinity_stride)
+            for output, images in ((source, batch.source), (target, batch.target))
         )
 
         judged, by_source, by_target = players(self.critic, on_source, on_target)
-        damping = poly_factor(step, c.horizon, power=1.0) if c.damping else 1.0
-        return {
-            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+        damping = poly_factor(step.number, c.horizon, power=1.0) if c.damping else 1.0
+        terms = {
+            "segmentation": Term(*cross_entropy(source.logits, batch.source.label)),
             "adversarial": Term(*judged, c.weight * damping),
             "critic_source": Term(*by_source, 0.5),
             "critic_target": Term(*by_target, 0.5),
         }
+        seen = {
+            "source": Seen(batch.source, source, batch.source.label),
+            "target": Seen(batch.target, target),
+        }
+        return Outputs(terms, seen)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [*super().optimizers(), self.critic.optimizer(self.config.critic_learning_rate)]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from spcl.data.batch import Batch
 from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_cleaning, probabilities
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -36,15 +37,20 @@ class ASANetASCConfig(StageConfig):
 class ASANetASC(Method):
     Config = ASANetASCConfig
     title = "adapted"
-    needs = frozenset({"checkpoint"})
+    starts_trained = True
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+    def losses(self, batch: Batch, step: Step) -> Outputs:
         c = self.config
-        source = self.segmentor(batch.source_image, "source").logits
-        target = self.segmentor(batch.target_image, "target").logits
-        on_target = probabilities(target, batch.target_image.shape[-2:], c.affinity_stride)
+        source = self.segment(batch.source, "source", step)
+        target = self.segment(batch.target, "target", step)
+        on_target = probabilities(target.logits, batch.target.image.shape[-2:], c.affinity_stride)
         cleaning = affinity_cleaning(on_target, c.neighbours, c.border)
-        return {
-            "segmentation": Term(*cross_entropy(source, batch.source_label)),
+        terms = {
+            "segmentation": Term(*cross_entropy(source.logits, batch.source.label)),
             "cleaning": Term(*cleaning, c.weight),
         }
+        seen = {
+            "source": Seen(batch.source, source, batch.source.label),
+            "target": Seen(batch.target, target),
+        }
+        return Outputs(terms, seen)

@@ -3,16 +3,20 @@
 A method is one `nn.Module` in one DDP wrapper: one forward, one backward for all players.
 """
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from spcl import optimization
-from spcl.data.batch import Batch
+from spcl.data.batch import Batch, Images
+from spcl.methods.passes import Pass
 from spcl.models.segmentor import Output, Segmentor
 from spcl.optimization import OPTIMIZERS
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -22,6 +26,24 @@ class Term(NamedTuple):
     sum: Tensor
     count: Tensor
     weight: float = 1.0
+
+
+class Seen(NamedTuple):
+    """Images as the student has seen them in this step, for those that build on it."""
+
+    images: Images
+    output: Output
+    label: Tensor | None = None  # (B, H, W), what it was trained with: truth or pseudo label
+
+
+class Outputs(NamedTuple):
+    """What a method's `losses` give.
+
+    seen  "source", "target", "mixed": what an extra may add terms to without a second forward
+    """
+
+    terms: dict[str, Term]
+    seen: dict[str, Seen]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +78,9 @@ class StageConfig:
         "SDCA's code",
         choices=("trained", "pretrained"),
     )
+    extras: tuple[str, ...] = setting(
+        (), "ours: further terms on top of the method's, of spcl/extras"
+    )
 
     @property
     def by_rank(self) -> bool:
@@ -65,61 +90,105 @@ class StageConfig:
         return False
 
 
-class SourcePass:
-    """What a method learns in one look at the whole source split, before its first step.
-
-    It is a stored stage of its own, made by the network that the method's stage starts from.
-    """
-
-    #: Of the stage, and of the file that holds its result.
-    name: ClassVar[str]
-    #: The method's settings that the result depends on.
-    reads: ClassVar[tuple[str, ...]] = ()
-    #: Raised when the same settings would give other results than before.
-    version: ClassVar[int] = 1
-
-    def __init__(self, segmentor: Segmentor, config: Any, device: torch.device):
-        """config: the method's section."""
-
-    def add(self, output: Output, labels: Tensor) -> None:
-        """One image as the network sees it, and its labels (1, H, W) trainIds."""
-        raise NotImplementedError
-
-    def result(self) -> dict[str, Tensor]:
-        """Over all ranks, which call it once each: what `Method.start_from` takes."""
-        raise NotImplementedError
-
-
 class Method(nn.Module):
-    """What differs between methods.  Sub-classes set the class attributes and `forward`."""
+    """What differs between methods.  Sub-classes set the class attributes and write `losses`."""
 
     Config: ClassVar[type[StageConfig]] = StageConfig
     #: What the network is called in a table after this stage.
     title: ClassVar[str] = ""
-    #: What the stage reads besides images: of "checkpoint", "predictions".
-    needs: ClassVar[frozenset[str]] = frozenset()
-    #: What is computed over the whole source before the stage, and given to `start_from`.
-    source_pass: ClassVar[type[SourcePass] | None] = None
-    #: The streams the loader must open, of "source" (with labels) and "target" (without).
-    domains: ClassVar[tuple[str, ...]] = ("source", "target")
+    #: Stream -> what is read of it, of `spcl.data.batch.Images`.  A name is a domain, "source" or
+    #: "target", or "<domain>/<purpose>": a further stream of that domain, with its own draws.
+    reads: ClassVar[Mapping[str, frozenset[str]]] = {
+        "source": frozenset({"image", "label"}),
+        "target": frozenset({"image"}),
+    }
+    #: What is learnt over a whole domain before the stage's first step.
+    passes: ClassVar[tuple[type[Pass], ...]] = ()
+    #: Sections of the configuration that the stage reads besides the method's own.
+    sections: ClassVar[tuple[str, ...]] = ()
+    #: Whether it starts from a trained network, and so can't be a recipe's first stage.
+    starts_trained: ClassVar[bool] = False
+    #: The network that is evaluated and handed on, by its name in the method: a teacher, perhaps.
+    scored: ClassVar[str] = "segmentor"
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
 
     def __init__(self, segmentor: Segmentor, config: StageConfig):
+        """A further network comes from `segmentor.new`, a copy of this one from deepcopy."""
         super().__init__()
         self.segmentor = segmentor
         self.config = config
+        self._extras: list[str] = []
 
     def start_from(self, state: dict[str, Tensor]) -> None:
-        """Take over the result of the method's `source_pass`."""
+        """Take over the results of the method's `StatePass`es."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+    def losses(self, batch: Batch, step: Step) -> Outputs:
+        """The terms of one step, from this rank's share of the batch.
+
+        What is random in it is drawn from `step`, and the network is run by `segment`: the same
+        bits then come out on one rank or many, resumed or not.
+        """
         raise NotImplementedError
+
+    @final
+    def attach(self, name: str, extra: nn.Module) -> None:
+        """Put an extra on the method; its state is part of the method's, as <name>.* there."""
+        self.add_module(name, extra)
+        self._extras.append(name)
+
+    @final
+    def extras(self) -> dict[str, nn.Module]:
+        """Those that were attached, by name."""
+        # No ModuleDict: even an empty one would be a line in the state that is stored.
+        return {name: self.get_submodule(name) for name in self._extras}
+
+    @final
+    def forward(self, batch: Batch, step: Step) -> dict[str, Term]:
+        """The method's terms and its extras', in one graph: DDP needs a single forward."""
+        outputs = self.losses(batch, step)
+        terms = dict(outputs.terms)
+        for name, extra in self.extras().items():
+            added = extra(self, batch, outputs.seen, step)
+            terms |= {f"{name}/{term}": value for term, value in added.items()}
+        return terms
+
+    def segment(self, images: Images, domain: str, step: Step, *, draws: str = "") -> Output:
+        """The student's output for images.
+
+        domain  whose normalisation they get: "source", "target" or "mixed" (`model.mixed_norm`)
+        draws   what random layers draw by, if not the domain: a second view needs another name
+        """
+        keys = step.keys(draws or domain, images.position)
+        return self.segmentor(images.image, domain, keys)
+
+    def train(self, mode: bool = True) -> "Method":
+        """All in train mode but sub-modules that are frozen and in eval mode: they stay so.
+
+        A teacher's or a reference network's statistics would move otherwise, with collectives.
+        """
+        kept = [m for m in self.modules() if mode and not m.training and is_frozen(m)]
+        super().train(mode)
+        for module in kept:
+            module.eval()
+        return self
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The segmentor's; a method with other players adds theirs."""
         return [optimization.build(self.segmentor, self.config)]
 
-    def after_step(self, step: int) -> None:
+    @final
+    def all_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The method's and its extras', in the order of a checkpoint."""
+        more = (extra.optimizers(self.config) for extra in self.extras().values())
+        return [*self.optimizers(), *itertools.chain.from_iterable(more)]
+
+    def after_step(self, step: Step) -> None:
         """Called after the optimizers' step: teachers and the like."""
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether it has parameters and trains none of them."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)

@@ -6,6 +6,7 @@ are numbers, and its quirks are switches.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,9 +18,11 @@ from spcl.losses.gaussian import gaussian_contrast
 from spcl.losses.lovasz import lovasz_softmax
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.moments import ClassMoments, MomentsAccumulator, update_moments
-from spcl.methods.base import Method, SourcePass, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.passes import StatePass
 from spcl.models.segmentor import ABSENT_LOGIT, Output, Segmentor
 from spcl.precision import at_least_float32
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -78,13 +81,16 @@ def confident_labels(logits: Tensor, delta: float, delta_on: str) -> Tensor:
     return torch.where(scores >= delta, labels, IGNORE_INDEX)
 
 
-class MomentsPass(SourcePass):
+class MomentsPass(StatePass):
     """Mean, variance and count of each class over the whole source, on both levels."""
 
     name = "moments"
     reads = ("moments_on",)
 
-    def __init__(self, segmentor: Segmentor, config: SDCAConfig, device: torch.device):
+    def __init__(
+        self, segmentor: Segmentor, config: SDCAConfig, device: torch.device, folder: Path
+    ):
+        super().__init__(segmentor, config, device, folder)
         sizes = {"feature": segmentor.feature_dimension, "output": segmentor.num_classes}
         unit = config.moments_on == "normalized"
         self.accumulators = {
@@ -92,8 +98,8 @@ class MomentsPass(SourcePass):
             for name, size in sizes.items()
         }
 
-    def add(self, output: Output, labels: Tensor) -> None:
-        small = downsample_labels(labels, output.features.shape[-2:])
+    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor) -> None:
+        small = downsample_labels(label, output.features.shape[-2:])
         for name, level in levels(output).items():
             self.accumulators[name].add(level, small)
 
@@ -109,8 +115,8 @@ class MomentsPass(SourcePass):
 class SDCA(Method):
     Config = SDCAConfig
     title = "adapted"
-    needs = frozenset({"checkpoint"})
-    source_pass = MomentsPass
+    passes = (MomentsPass,)
+    starts_trained = True
 
     def __init__(self, segmentor: Segmentor, config: SDCAConfig):
         super().__init__(segmentor, config)
@@ -128,20 +134,20 @@ class SDCA(Method):
         for name, moments in self.moments.items():
             moments.load(state[f"{name}_mean"], state[f"{name}_variance"], state["count"])
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+    def losses(self, batch: Batch, step: Step) -> Outputs:
         c = self.config
-        source = self.segmentor(batch.source_image, "source")
-        target = self.segmentor(batch.target_image, "target")
-        source_labels = downsample_labels(batch.source_label, source.features.shape[-2:])
+        source = self.segment(batch.source, "source", step)
+        target = self.segment(batch.target, "target", step)
+        source_labels = downsample_labels(batch.source.label, source.features.shape[-2:])
         target_labels = confident_labels(target.logits, c.delta, c.delta_on)
         source_maps, target_maps = levels(source), levels(target)
 
         if self.training:  # before the loss
             maps = [source_maps[name].detach() for name in self.moments]
             update_moments(list(self.moments.values()), maps, source_labels, sync=c.sync)
-        terms = {"segmentation": Term(*cross_entropy(source.logits, batch.source_label))}
+        terms = {"segmentation": Term(*cross_entropy(source.logits, batch.source.label))}
         if c.lovasz_weight:
-            lovasz = lovasz_softmax(source.logits, batch.source_label, c.lovasz)
+            lovasz = lovasz_softmax(source.logits, batch.source.label, c.lovasz)
             terms["lovasz"] = Term(*lovasz, c.lovasz_weight)
         for name, moments in self.moments.items():
             mean, variance = moments.keys(unit_rows=c.cov_normalize == "l2_rows")
@@ -151,4 +157,8 @@ class SDCA(Method):
             on_target = gaussian_contrast(target_maps[name], target_labels, *keys)
             terms[f"source_{name}"] = Term(*on_source, weight)
             terms[f"target_{name}"] = Term(*on_target, weight)
-        return terms
+        seen = {
+            "source": Seen(batch.source, source, batch.source.label),
+            "target": Seen(batch.target, target, target_labels),
+        }
+        return Outputs(terms, seen)

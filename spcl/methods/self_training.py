@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from spcl.data.batch import Batch
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.passes import PseudoLabelPass
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -27,10 +29,13 @@ class SelfTrainingConfig(StageConfig):
 class SelfTraining(Method):
     Config = SelfTrainingConfig
     title = "self-trained"
-    needs = frozenset({"checkpoint", "predictions"})
-    domains = ("target",)
+    reads = {"target": frozenset({"image", "label"})}
+    passes = (PseudoLabelPass,)
+    sections = ("pseudo_label",)
+    starts_trained = True
     version = 2  # the default of scale is another one, and defaults are not in keys
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
-        logits = self.segmentor(batch.target_image, "target").logits
-        return {"self_training": Term(*cross_entropy(logits, batch.target_label))}
+    def losses(self, batch: Batch, step: Step) -> Outputs:
+        target = self.segment(batch.target, "target", step)
+        terms = {"self_training": Term(*cross_entropy(target.logits, batch.target.label))}
+        return Outputs(terms, {"target": Seen(batch.target, target, batch.target.label)})

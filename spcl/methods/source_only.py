@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from spcl.data.batch import Batch
 from spcl.losses.lovasz import lovasz_softmax
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -24,12 +25,13 @@ class SourceOnlyConfig(StageConfig):
 class SourceOnly(Method):
     Config = SourceOnlyConfig
     title = "source-only"
-    domains = ("source",)
+    reads = {"source": frozenset({"image", "label"})}
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
-        logits = self.segmentor(batch.source_image, "source").logits
-        terms = {"segmentation": Term(*cross_entropy(logits, batch.source_label))}
+    def losses(self, batch: Batch, step: Step) -> Outputs:
+        label = batch.source.label
+        source = self.segment(batch.source, "source", step)
+        terms = {"segmentation": Term(*cross_entropy(source.logits, label))}
         if self.config.lovasz_weight:
-            lovasz = lovasz_softmax(logits, batch.source_label, self.config.lovasz)
+            lovasz = lovasz_softmax(source.logits, label, self.config.lovasz)
             terms["lovasz"] = Term(*lovasz, self.config.lovasz_weight)
-        return terms
+        return Outputs(terms, {"source": Seen(batch.source, source, label)})

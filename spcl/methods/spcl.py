@@ -5,6 +5,7 @@ the readable text lacks, follows the authors' code, which divides the cosine by 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from spcl.data.labels import IGNORE_INDEX
 from spcl.losses.contrast import downsample_labels, pixel_contrast
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.prototypes import PrototypeAccumulator, PrototypeBank
-from spcl.methods.base import Method, SourcePass, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.passes import PseudoLabelPass, StatePass
 from spcl.models.segmentor import Output, Segmentor
+from spcl.randomness import Step
 from spcl.settings import setting
 
 
@@ -51,20 +54,23 @@ def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
     return small
 
 
-class PrototypePass(SourcePass):
+class PrototypePass(StatePass):
     """The mean unit feature of each class over the whole source."""
 
     name = "prototypes"
     reads = ("init", "source_mask")
 
-    def __init__(self, segmentor: Segmentor, config: SPCLConfig, device: torch.device):
+    def __init__(
+        self, segmentor: Segmentor, config: SPCLConfig, device: torch.device, folder: Path
+    ):
+        super().__init__(segmentor, config, device, folder)
         self.mask = config.source_mask
         self.accumulator = PrototypeAccumulator(
             segmentor.num_classes, segmentor.feature_dimension, init=config.init, device=device
         )
 
-    def add(self, output: Output, labels: Tensor) -> None:
-        self.accumulator.add(output.features, source_mask(output, labels, self.mask))
+    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor) -> None:
+        self.accumulator.add(output.features, source_mask(output, label, self.mask))
 
     def result(self) -> dict[str, Tensor]:
         """mean (K, D), seen (K,)."""
@@ -76,8 +82,13 @@ class PrototypePass(SourcePass):
 class SPCL(Method):
     Config = SPCLConfig
     title = "adapted"
-    needs = frozenset({"checkpoint", "predictions"})
-    source_pass = PrototypePass
+    reads = {
+        "source": frozenset({"image", "label"}),
+        "target": frozenset({"image", "label"}),
+    }
+    passes = (PrototypePass, PseudoLabelPass)
+    sections = ("pseudo_label",)
+    starts_trained = True
 
     def __init__(self, segmentor: Segmentor, config: SPCLConfig):
         super().__init__(segmentor, config)
@@ -93,21 +104,26 @@ class SPCL(Method):
     def start_from(self, state: dict[str, Tensor]) -> None:
         self.prototypes.load(state["mean"], state["seen"])
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Term]:
+    def losses(self, batch: Batch, step: Step) -> Outputs:
         c = self.config
-        source = self.segmentor(batch.source_image, "source")
-        target = self.segmentor(batch.target_image, "target")
-        source_labels = source_mask(source, batch.source_label, c.source_mask)
-        target_labels = downsample_labels(batch.target_label, target.features.shape[-2:])
+        source = self.segment(batch.source, "source", step)
+        target = self.segment(batch.target, "target", step)
+        source_labels = source_mask(source, batch.source.label, c.source_mask)
+        target_labels = downsample_labels(batch.target.label, target.features.shape[-2:])
 
         if self.training:
             self.prototypes.update(source.features.detach(), source_labels)  # before the loss
         keys = self.prototypes.keys(), self.prototypes.seen, c.temperature
         on_source = pixel_contrast(source.features, source_labels, *keys)
         on_target = pixel_contrast(target.features, target_labels, *keys)
-        segmentation = cross_entropy(source.logits / c.seg_temperature, batch.source_label)
-        return {
+        segmentation = cross_entropy(source.logits / c.seg_temperature, batch.source.label)
+        terms = {
             "segmentation": Term(*segmentation),
             "source_contrast": Term(*on_source, c.contrast_weight * c.source_contrast),
             "target_contrast": Term(*on_target, c.contrast_weight * c.target_contrast),
         }
+        seen = {
+            "source": Seen(batch.source, source, batch.source.label),
+            "target": Seen(batch.target, target, batch.target.label),
+        }
+        return Outputs(terms, seen)

@@ -16,12 +16,17 @@ DOMAINS = ("source", "target")
 _OVER = (0, 2, 3)  # what moments are taken over
 
 
-def set_domain(module: nn.Module, domain: str) -> None:
-    """Make every DomainNorm inside `module` use the statistics of "source" or "target"."""
+def set_domain(module: nn.Module, domain: str, moves: bool = True) -> None:
+    """Make every DomainNorm inside `module` use the statistics of "source" or "target".
+
+    moves  whether images in training move running statistics
+    """
     index = _index(domain)
     for layer in module.modules():
         if isinstance(layer, DomainNorm):
             layer.domain = index
+        if isinstance(layer, DomainNorm | RunningBatchNorm2d):
+            layer.moves = moves
 
 
 def fill_unseen_statistics(module: nn.Module) -> None:
@@ -156,7 +161,7 @@ class DomainNorm(nn.Module):
     def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
-        self.domain = 0
+        self.domain, self.moves = 0, True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(len(DOMAINS), channels))
@@ -168,6 +173,9 @@ class DomainNorm(nn.Module):
         mean, var = self.running_mean[self.domain], self.running_var[self.domain]
         if not self.training:
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
+        if not self.moves:
+            mean, var = mean.clone(), var.clone()
+            return batch_norm(x, mean, var, self.weight, self.bias, 0.0, self.eps)
         self.updates[self.domain] += 1
         factor = self.momentum
         if factor is None:
@@ -233,14 +241,16 @@ class RunningBatchNorm2d(FrozenBatchNorm2d):
 
     def __init__(self, channels: int, momentum: float = 0.1, eps: float = 1e-5):
         super().__init__(channels, eps)
-        self.momentum = momentum
+        self.momentum, self.moves = momentum, True
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same.  In training every rank must call it, forward and backward."""
         if not self.training:
             return super().forward(x)
-        mean, var = self.running_mean, self.running_var
-        return batch_norm(x, mean, var, self.weight, self.bias, self.momentum, self.eps)
+        mean, var, factor = self.running_mean, self.running_var, self.momentum
+        if not self.moves:
+            mean, var, factor = mean.clone(), var.clone(), 0.0
+        return batch_norm(x, mean, var, self.weight, self.bias, factor, self.eps)
 
 
 #: What `model.norm` may name.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from spcl.errors import ConfigError
 from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
 from spcl.models.resnet import ResNet
+from spcl.models.stochastic import random_layers, replace_random_layers, set_keys
 from spcl.models.tiny import Tiny
 from spcl.models.vgg import INPUTS, VGG16
 from spcl.models.weights import Pretrained, check_fits, load_weights
@@ -41,6 +43,8 @@ class Segmentor(nn.Module):
     mean_order  "mixed" is an image from which the mean was taken with its channels reversed, as in
                 ASANet's code: blue minus the mean of red
     no_decay    parts of the names of parameters that are trained without weight decay
+    mixed       normalisation of images that are of both domains: the domain whose running
+                statistics they get, and whether they move these
     """
 
     def __init__(
@@ -51,9 +55,14 @@ class Segmentor(nn.Module):
         absent: tuple[int, ...] = (),
         mean_order: str = "right",
         no_decay: tuple[str, ...] = (),
+        mixed: tuple[str, bool] = ("target", False),
     ):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.mixed = mixed
+        self._build: Callable[..., Segmentor] | None = None
+        replace_random_layers(self)
+        self._random = dict(random_layers(self))
         self.no_decay = no_decay
         self.num_classes = num_classes
         self.absent = absent
@@ -72,9 +81,14 @@ class Segmentor(nn.Module):
             shift = (mean - mean.flip(0)) / deviation
             self.register_buffer("_shift", shift[:, None, None], persistent=False)  # (3, 1, 1)
 
-    def forward(self, image: Tensor, domain: str) -> Output:
-        """image (B, 3, H, W) normalised; domain "source" or "target"."""
-        set_domain(self, domain)
+    def forward(self, image: Tensor, domain: str, keys: Tensor | None = None) -> Output:
+        """image (B, 3, H, W) normalised; domain "source", "target" or "mixed".
+
+        keys  (B,) int64, what random layers draw by in training: see `Method.segment`
+        """
+        statistics, moves = self.mixed if domain == "mixed" else (domain, True)
+        set_domain(self, statistics, moves)
+        set_keys(self._random, keys)
         if self.mean_order == "mixed":
             image = image + self._shift
         given = self.backbone(image)
@@ -87,6 +101,15 @@ class Segmentor(nn.Module):
     def predict(self, image: Tensor) -> Tensor:
         """Logits (B, K, h, w) of target images (B, 3, H, W), with the target's statistics."""
         return self(image, "target").logits
+
+    def new(self, weights: str) -> "Segmentor":
+        """Another network of this kind, e.g. with "imagenet" weights as a fixed reference.
+
+        Built from torch's global RNG, which a stage seeds: the same on all ranks.
+        """
+        if self._build is None:
+            raise ValueError("a network can make another only if build_segmentor has made it")
+        return self._build(weights=weights)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """ "backbone" and "head"; with NO_DECAY behind it what either trains without weight decay.
@@ -166,6 +189,7 @@ def build_segmentor(
     aspp_branches: int = 4,
     absent: tuple[int, ...] = (),
     mean_order: str = "right",
+    mixed: tuple[str, bool] = ("target", False),
 ) -> Segmentor:
     """A new network; its initialisation follows torch's global RNG and nothing else.
 
@@ -174,6 +198,7 @@ def build_segmentor(
     input       what the weights expect, of the network's `ModelSpec.inputs`
     absent      trainIds that the network never predicts
     mean_order  of MEAN_ORDERS, see `Segmentor`
+    mixed       see `Segmentor`
 
     Raises ConfigError on an unknown name, UserError on weights that are missing or do not fit.
     """
@@ -184,4 +209,16 @@ def build_segmentor(
     backbone = spec.backbone(layer, input)
     head = spec.head(backbone.feature_dimension, num_classes, aspp_branches)
     load_weights(backbone, name, spec.pretrained, weights)
-    return Segmentor(backbone, head, num_classes, absent, mean_order, spec.no_decay)
+    segmentor = Segmentor(backbone, head, num_classes, absent, mean_order, spec.no_decay, mixed)
+    segmentor._build = partial(
+        build_segmentor,
+        name,
+        num_classes,
+        norm=norm,
+        input=input,
+        aspp_branches=aspp_branches,
+        absent=absent,
+        mean_order=mean_order,
+        mixed=mixed,
+    )
+    return segmentor

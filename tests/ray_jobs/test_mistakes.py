@@ -19,8 +19,8 @@ from ray_jobs import train
 from spcl import cli
 from spcl.config import load
 from spcl.data.shards import ShardSet
-from spcl.recipe import open_run
 from spcl.results.store import RunFolder
+from spcl.run_config import open_run
 
 
 def one_line(err: str) -> str:

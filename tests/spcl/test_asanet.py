@@ -22,6 +22,7 @@ from spcl.losses.affinity import (
 )
 from spcl.losses.segmentation import cross_entropy
 from spcl.models.critic import Critic
+from spcl.randomness import Step
 from spcl.results.store import RunFolder
 from spcl.settings import read_yaml
 from spcl.stages import plan
@@ -34,7 +35,7 @@ SIZE = (32, 64)
 
 
 def one_step(made, step=0):
-    return made.train()(Stripes()[0], step)
+    return made.train()(Stripes()[0], Step(step))
 
 
 # The critic.
@@ -80,7 +81,7 @@ def test_the_critic_is_shown_affinities_as_asked(asked):
     judged = one_step(made)["adversarial"].sum
     options = {"neighbours": 8, "border": "replicate", "eps": 1e-4} | asked
     stride = options.pop("affinity_stride", 1)
-    p = probabilities(made.segmentor(Stripes()[0].target_image, "target").logits, SIZE, stride)
+    p = probabilities(made.segmentor(Stripes()[0].target.image, "target").logits, SIZE, stride)
     critic = Critic(
         options["neighbours"] * CLASSES, width=4, first=partial(affinity_convolution, **options)
     )
@@ -146,10 +147,10 @@ def test_one_backward_gives_each_player_the_gradient_of_its_own_loss():
     together = torch.autograd.grad(loss, list(made.parameters()))
 
     batch = Stripes()[0]
-    source = made.segmentor(batch.source_image, "source").logits
-    target = made.segmentor(batch.target_image, "target").logits
+    source = made.segmentor(batch.source.image, "source").logits
+    target = made.segmentor(batch.target.image, "target").logits
     maps = [probabilities(logits, SIZE) for logits in (source, target)]
-    ce, pixels = cross_entropy(source, batch.source_label)
+    ce, pixels = cross_entropy(source, batch.source.label)
     fooled, cells = bce_to(made.critic(maps[1]), 0.0)
     segmentors = ce / pixels + 0.5 * fooled / cells
     told = [
@@ -186,7 +187,7 @@ def test_cleaning_is_of_the_target_alone(stride, neighbours, border):
         "asanet_asc", weight=0.3, affinity_stride=stride, neighbours=neighbours, border=border
     )
     term = one_step(made)["cleaning"]
-    target = made.segmentor(Stripes()[0].target_image, "target").logits
+    target = made.segmentor(Stripes()[0].target.image, "target").logits
     p = torch.nn.functional.interpolate(target, SIZE, mode="bilinear", align_corners=True)
     wanted = affinity_cleaning(p.softmax(1)[..., ::stride, ::stride], neighbours, border)
     assert term.weight == 0.3 and term.count == wanted[1]

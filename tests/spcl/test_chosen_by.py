@@ -11,8 +11,8 @@ from spcl.chosen_by import ChosenBy, carry, of_manifest, stored
 from spcl.config import differences, from_dict, load, operational_keys, told
 from spcl.errors import ConfigError
 from spcl.launch import default_name
-from spcl.recipe import open_run
 from spcl.results.store import RunFolder
+from spcl.run_config import open_run
 from spcl.settings import scientific
 from spcl.stages import plan
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from conftest import MINI
 from torch import nn
-from toys import Stripes, method, train
+from toys import Stripes, batch_of, method, train
 
 from spcl import cli, layers, trainer
 from spcl.config import differences, load
-from spcl.data.batch import Batch
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.errors import ConfigError
 from spcl.layers import CONFIGS, known
@@ -18,7 +17,9 @@ from spcl.methods.adversarial import Adversarial
 from spcl.methods.spcl import SPCL
 from spcl.models.normalization import RunningBatchNorm2d
 from spcl.models.segmentor import Output, build_segmentor
-from spcl.recipe import Recipe, augmentation, new_segmentor
+from spcl.networks import new_segmentor
+from spcl.randomness import Step
+from spcl.recipe import Recipe, augmentation
 from spcl.results.store import RunFolder
 from spcl.runs import show
 from spcl.settings import flatten, read_yaml
@@ -207,7 +208,7 @@ class ThreeLogits(nn.Module):
 
     num_classes, feature_dimension = 3, 2
 
-    def forward(self, image, domain):
+    def forward(self, image, domain, keys=None):
         logits = torch.tensor([4.0, 1.0, 0.0], dtype=torch.float64)[None, :, None, None]
         return Output(torch.ones(1, 2, 4, 4).double(), logits.expand(1, 3, 4, 4))
 
@@ -227,7 +228,7 @@ class Recorder(nn.Module):
 
 def one_class():
     image, label = torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
-    return Batch(image, label, image, label)
+    return batch_of(source=(image, label), target=(image, label))
 
 
 #: Largest probability of logits (4, 1, 0), and of these divided by 1.8.
@@ -238,7 +239,7 @@ SHARP, SOFT = 0.93623955, 0.77086523
 @pytest.mark.parametrize("kind", [Adversarial, SPCL])
 def test_the_temperature_divides_the_logits_before_cross_entropy(kind, temperature, top):
     made = kind(ThreeLogits(), kind.Config(seg_temperature=temperature)).double()
-    loss = made(one_class(), 0)["segmentation"]
+    loss = made(one_class(), Step(0))["segmentation"]
     assert float(loss.sum / loss.count) == pytest.approx(-math.log(top), abs=1e-7)
 
 
@@ -247,7 +248,7 @@ def test_the_critic_sees_the_source_divided_and_never_the_target(rule, source):
     settings = Adversarial.Config(seg_temperature=1.8, critic_temperature=rule)
     made = Adversarial(ThreeLogits(), settings).double()
     made.critic = Recorder()
-    made(one_class(), 0)
+    made(one_class(), Step(0))
     judged, on_source, on_target = made.critic.shown
     assert (judged, on_source, on_target) == pytest.approx((SHARP, source, SHARP), abs=1e-7)
 

@@ -13,8 +13,8 @@ from spcl.data.loader import Stream
 from spcl.data.sampling import LABEL_FREE, ORDERS, InOrder, Uniform
 from spcl.errors import ConfigError
 from spcl.layers import layered
-from spcl.recipe import find_run, run_config
 from spcl.results.aggregate import settings_of
+from spcl.run_config import find_run, run_config
 from spcl.settings import dump_yaml, flatten
 from spcl.stages import plan
 

@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from processes import run_ranks
-from toys import segmentor
+from toys import result_of, segmentor
 
 from spcl import metrics, passes
 from spcl.config import Evaluation
@@ -11,7 +13,8 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
 from spcl.evaluate import batch_confusion, evaluate, load_image
 from spcl.losses.segmentation import upsample
-from spcl.methods.spcl import SPCL
+from spcl.methods.passes import PseudoLabelPass
+from spcl.methods.spcl import SPCL, PrototypePass
 from spcl.pseudo_label import class_thresholds, quantize
 
 SIZE = (32, 64)
@@ -28,8 +31,8 @@ def splits(mini_data):
 
 def prototypes_on_rank(rank, shards):
     network = segmentor()
-    memory = SPCL.source_pass(network, SPCL.Config(), CPU)
-    return passes.source_pass(network, shards, SIZE, CPU, memory)
+    look = PrototypePass(network, SPCL.Config(), CPU, Path())
+    return result_of(look, network, shards, SIZE)
 
 
 def statistics_on_rank(rank, shards):
@@ -44,7 +47,9 @@ def evaluation_on_rank(rank, shards):
 
 
 def predictions_on_rank(rank, shards, folder):
-    passes.prediction_pass(segmentor(), shards, SIZE, CPU, folder)
+    network = segmentor()
+    look = PseudoLabelPass(network, None, CPU, folder)
+    passes.run_pass(look, network, shards, SIZE, CPU)
 
 
 def all_on_rank(rank, splits, folder):

@@ -20,9 +20,9 @@ from spcl.data.convert import convert
 from spcl.data.datasets.custom import read_description
 from spcl.errors import ConfigError
 from spcl.launch import default_name
-from spcl.recipe import open_run
 from spcl.results.aggregate import read_runs
 from spcl.results.store import RunFolder, read_confusions
+from spcl.run_config import open_run
 from spcl.train import main
 
 ROOT = Path(__file__).resolve().parents[2]

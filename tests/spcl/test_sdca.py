@@ -1,18 +1,17 @@
 """SDCA: what its stage does with its moments, masks and terms, and its recipe to the end."""
 
-import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import MINI
 from processes import run_ranks
-from toys import CLASSES, Stripes, method, segmentor, train
+from toys import CLASSES, Stripes, batch_of, changed, method, result_of, segmentor, train
 
-from spcl import cli, passes
+from spcl import cli
 from spcl.config import load
-from spcl.data.batch import Batch
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
@@ -20,8 +19,9 @@ from spcl.evaluate import load_image
 from spcl.losses.contrast import downsample_labels
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.moments import ClassMoments, update_moments
-from spcl.methods.sdca import SDCA, confident_labels, levels
+from spcl.methods.sdca import SDCA, MomentsPass, confident_labels, levels
 from spcl.models.segmentor import Output, build_segmentor
+from spcl.randomness import Step
 from spcl.results.store import RunFolder, read_confusions
 from spcl.settings import flatten
 from spcl.stages import plan
@@ -34,7 +34,7 @@ TERMS = ["source_feature", "target_feature", "source_output", "target_output"]
 
 
 def one_step(made, batch=None):
-    return made.train()(batch or Stripes()[0], 0)
+    return made.train()(batch or Stripes()[0], Step(0))
 
 
 # Masks.
@@ -66,7 +66,7 @@ def test_a_confidence_of_exactly_delta_counts_and_masks_have_no_gradient():
 def test_target_pixels_of_a_step_are_chosen_as_asked(delta_on, delta):
     made = method("sdca", delta=delta, delta_on=delta_on)
     count = one_step(made)["target_feature"].count
-    logits = made.segmentor(Stripes()[0].target_image, "target").logits
+    logits = made.segmentor(Stripes()[0].target.image, "target").logits
     chosen, otherwise = (
         (confident_labels(logits, delta, kind) != IGNORE_INDEX).sum()
         for kind in (delta_on, {"prob": "logits", "logits": "prob"}[delta_on])
@@ -106,8 +106,8 @@ def test_the_target_gets_no_cross_entropy():
     loss, _ = total(one_step(made))
     found = torch.autograd.grad(loss, list(made.segmentor.parameters()))
     batch = Stripes()[0]
-    logits = made.segmentor(batch.source_image, "source").logits
-    total_, count = cross_entropy(logits, batch.source_label)
+    logits = made.segmentor(batch.source.image, "source").logits
+    total_, count = cross_entropy(logits, batch.source.label)
     expected = torch.autograd.grad(total_ / count, list(made.segmentor.parameters()))
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -128,7 +128,7 @@ def test_variances_are_compared_with_as_they_are_or_in_rows_of_unit_length():
     for moments in rows.moments.values():
         moments.variance *= 5  # of no meaning where rows have unit length
     same = method("sdca", cov_normalize="l2_rows")
-    losses = [made.eval()(Stripes()[0], 0) for made in (plain, rows, same)]
+    losses = [made.eval()(Stripes()[0], Step(0)) for made in (plain, rows, same)]
     for level in ("source_feature", "source_output"):
         found = [terms[level].sum for terms in losses]
         assert torch.allclose(found[1], found[2], rtol=1e-5)
@@ -151,7 +151,10 @@ def test_without_variance_it_is_spcl_with_these_prototypes():
     moments.load(spcl.prototypes.mean, 0 * moments.variance, moments.count)
     spcl.segmentor.load_state_dict(sdca.segmentor.state_dict())
     batch = Stripes()[0]
-    found, expected = sdca(batch, 0)["source_feature"], spcl(batch, 0)["source_contrast"]
+    found, expected = (
+        sdca(batch, Step(0))["source_feature"],
+        spcl(batch, Step(0))["source_contrast"],
+    )
     assert found.sum.item() == pytest.approx(expected.sum.item(), rel=1e-6)
     assert found.count == expected.count
 
@@ -164,8 +167,8 @@ def expected_moments(made, batch, level, **options):
     moments = ClassMoments(CLASSES, made.moments[level].mean.shape[1], **options)
     before = made.moments[level]
     moments.load(before.mean, before.variance, before.count)
-    output = made.segmentor(batch.source_image, "source")
-    labels = downsample_labels(batch.source_label, output.features.shape[-2:])
+    output = made.segmentor(batch.source.image, "source")
+    labels = downsample_labels(batch.source.label, output.features.shape[-2:])
     update_moments([moments], [levels(output)[level].detach()], labels)
     return moments.state_dict()
 
@@ -185,7 +188,7 @@ def test_moments_take_the_source_pixels_of_a_step_and_nothing_of_the_target(
 ):
     made, batch = method("sdca", **settings), Stripes()[0]
     expected = expected_moments(made.train(), batch, level, **options)
-    other = dataclasses.replace(batch, target_image=batch.target_image + 1, target_label=None)
+    other = changed(batch, "target", image=batch.target.image + 1, label=None)
     one_step(made, other)
     for name, value in made.moments[level].state_dict().items():
         assert torch.allclose(value, expected[name], rtol=0, atol=1e-12)
@@ -195,7 +198,7 @@ def test_moments_take_the_source_pixels_of_a_step_and_nothing_of_the_target(
 def test_moments_are_updated_before_the_loss_and_only_while_training():
     made, batch = method("sdca"), Stripes()[0]
     before = {k: v.clone() for k, v in made.moments.state_dict().items()}
-    made.eval()(batch, 0)
+    made.eval()(batch, Step(0))
     assert all(torch.equal(v, before[k]) for k, v in made.moments.state_dict().items())
     loss = one_step(made, batch)["source_feature"].sum
     after = made.moments.state_dict()
@@ -203,7 +206,7 @@ def test_moments_are_updated_before_the_loss_and_only_while_training():
     frozen.training = False  # of the method alone: its network goes on normalising by the batch
     for moments, same in ((after, True), (before, False)):
         frozen.moments.load_state_dict(moments)
-        again = frozen(batch, 0)["source_feature"].sum
+        again = frozen(batch, Step(0))["source_feature"].sum
         assert torch.allclose(again, loss, rtol=1e-5) == same
 
 
@@ -213,7 +216,7 @@ def test_a_class_without_a_distribution_has_no_part():
         moments.count.zero_(), moments.mean.zero_(), moments.variance.zero_()
     batch = Stripes()[0]
     terms = one_step(made, batch)  # the first: classes of its source, and no others, are seen
-    present = torch.bincount(batch.source_label.flatten().long(), minlength=CLASSES) > 0
+    present = torch.bincount(batch.source.label.flatten().long(), minlength=CLASSES) > 0
     assert torch.equal(made.moments["feature"].seen, present) and not present.all()
     assert all(torch.isfinite(term.sum) for term in terms.values())
 
@@ -254,12 +257,12 @@ def test_losses_moments_and_gradients_are_those_of_sixteen_outputs():
     to_16[KEPT] = torch.arange(16, dtype=torch.uint8)
     images = torch.randn(2, 2, 3, 32, 48).double()
     for made, truth in ((wide, labels), (narrow, to_16[labels.long()])):
-        batch = Batch(source_image=images[0], source_label=truth, target_image=images[1])
-        made.losses = made(batch, 0)
-        total(made.losses)[0].backward()
-    for name, term in narrow.losses.items():
-        assert wide.losses[name].sum.item() == pytest.approx(term.sum.item(), rel=1e-12)
-        assert wide.losses[name].count == term.count > 0
+        batch = batch_of(source=(images[0], truth), target=(images[1], None))
+        made.found = made(batch, Step(0))
+        total(made.found)[0].backward()
+    for name, term in narrow.found.items():
+        assert wide.found[name].sum.item() == pytest.approx(term.sum.item(), rel=1e-12)
+        assert wide.found[name].count == term.count > 0
     for kind in ("mean", "variance"):
         outputs = getattr(wide.moments["output"], kind)
         expected = getattr(narrow.moments["output"], kind)
@@ -287,8 +290,8 @@ def test_half_precision_leaves_nothing_of_an_absent_class(dtype):
 
 def moments_on_rank(rank, folder, settings):
     network, shards = segmentor(), ShardSet(folder)
-    memory = SDCA.source_pass(network, SDCA.Config(**settings), CPU)
-    return passes.source_pass(network, shards, SIZE, CPU, memory)
+    look = MomentsPass(network, SDCA.Config(**settings), CPU, Path())
+    return result_of(look, network, shards, SIZE)
 
 
 def test_the_pass_is_one_look_at_every_pixel_on_any_number_of_ranks(mini_data):

@@ -1,16 +1,16 @@
-import dataclasses
 import shutil
 
 import pytest
 import torch
 from processes import run_ranks
-from toys import TRAIN, Stripes, method, train, train_all_on_rank, train_on_rank
+from toys import TRAIN, Stripes, changed, method, train, train_all_on_rank, train_on_rank
 
 from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.methods import METHODS
 from spcl.methods.base import Term
 from spcl.optimization import poly_factor
+from spcl.randomness import Step
 from spcl.trainer import TrainingError, Window, total
 
 
@@ -152,31 +152,28 @@ def test_two_ranks_resume_each_with_its_own_memory(kind, name, two_ranks):
 
 
 def _single_class(batch: Batch) -> Batch:
-    return dataclasses.replace(
-        batch,
-        source_label=torch.full_like(batch.source_label, 5),
-        target_label=torch.full_like(batch.target_label, 5),
-    )
+    batch = changed(batch, "source", label=torch.full_like(batch.source.label, 5))
+    return changed(batch, "target", label=torch.full_like(batch.target.label, 5))
 
 
 def _one_class_per_image(batch: Batch) -> Batch:
-    label = batch.source_label.clone()
+    label = batch.source.label.clone()
     label[:] = torch.arange(len(label), dtype=torch.uint8)[:, None, None]
-    return dataclasses.replace(batch, source_label=label)
+    return changed(batch, "source", label=label)
 
 
 def _void_source_image(batch: Batch) -> Batch:
-    label = batch.source_label.clone()
+    label = batch.source.label.clone()
     label[0] = 255
-    return dataclasses.replace(batch, source_label=label)
+    return changed(batch, "source", label=label)
 
 
 def _void_source(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, source_label=torch.full_like(batch.source_label, 255))
+    return changed(batch, "source", label=torch.full_like(batch.source.label, 255))
 
 
 def _no_confident_pixel(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, target_label=torch.full_like(batch.target_label, 255))
+    return changed(batch, "target", label=torch.full_like(batch.target.label, 255))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -197,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples(tmp_path):
     def spoil(batch, step):
         if step < 7:
             return batch
-        return dataclasses.replace(batch, source_image=batch.source_image * float("nan"))
+        return changed(batch, "source", image=batch.source.image * float("nan"))
 
     with pytest.raises(TrainingError, match=r"stage 'toy'.*step 7 .*stripe-28, stripe-29"):
         train(method("spcl"), tmp_path, data=Stripes(spoil=spoil), log_every=5)
@@ -208,14 +205,14 @@ def test_a_loss_that_is_not_finite_names_stage_step_and_samples(tmp_path):
 def test_every_parameter_gets_a_gradient(name):
     """DDP runs without find_unused_parameters."""
     made = method(name).train()
-    loss, _ = total(made(Stripes()[0], 0))
+    loss, _ = total(made(Stripes()[0], Step(0)))
     loss.backward()
     assert [n for n, p in made.named_parameters() if p.grad is None] == []
 
 
 def test_players_of_the_adversarial_stage_do_not_touch_each_other():
     made = method("adversarial").train()
-    terms = made(Stripes()[0], 0)
+    terms = made(Stripes()[0], Step(0))
     generator = terms["segmentation"].sum + terms["adversarial"].sum
     generator.backward(retain_graph=True)
     assert all(p.grad is None for p in made.critic.parameters())
@@ -226,7 +223,7 @@ def test_players_of_the_adversarial_stage_do_not_touch_each_other():
 
 def test_contrast_reaches_the_backbone_and_not_the_head():
     made = method("spcl").train()
-    terms = made(Stripes()[0], 0)
+    terms = made(Stripes()[0], Step(0))
     (terms["source_contrast"].sum + terms["target_contrast"].sum).backward()
     assert all(p.grad is not None for p in made.segmentor.backbone.parameters())
     assert all(p.grad is None for p in made.segmentor.head.parameters())

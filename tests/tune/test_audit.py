@@ -26,7 +26,7 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize
 from spcl.errors import DataError, UserError
 from spcl.metrics import confusion_matrix, mean_iou
-from spcl.recipe import load_segmentor
+from spcl.networks import load_segmentor
 from spcl.results.store import read_confusions
 from tune.audit import audit, main
 from tune.experiment import halves

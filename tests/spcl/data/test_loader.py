@@ -12,16 +12,20 @@ from spcl.data.transforms import Augment
 def steps(mini_data):
     augment = Augment((32, 64), jitter=(0.4, 0.4, 0.4, 0.1), flip=0.5, scale=(0.8, 1.2))
     source, target = (ShardSet(mini_data / "streets" / n / "train") for n in ("sim", "real"))
-    streams = (
-        Stream("x/source", source, augment, StoredLabels(source), 0, "class_balanced"),
-        Stream("x/target", target, augment, None, 0),
-    )
-    return lambda rank=0, world=1: Steps(*streams, batch=4, rank=rank, world_size=world)
+    streams = {
+        "source": Stream("x/source", source, augment, StoredLabels(source), 0, "class_balanced"),
+        "target": Stream("x/target", target, augment, None, 0),
+    }
+    return lambda rank=0, world=1: Steps(streams, batch=4, rank=rank, world_size=world)
 
 
 def same(one, other) -> bool:
-    names = ("source_image", "source_label", "target_image")
-    return all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
+    return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+def tensors(batch) -> list[torch.Tensor]:
+    source, target = batch.source, batch.target
+    return [source.image, source.label, source.position, target.image, target.position]
 
 
 def test_the_number_of_loader_workers_changes_nothing(steps):
@@ -36,13 +40,12 @@ def test_starting_late_is_the_tail_of_starting_early(steps):
 
 def test_two_ranks_read_what_one_reads(steps):
     alone, first, second = steps()[3], steps(0, 2)[3], steps(1, 2)[3]
-    for name in ("source_image", "source_label", "target_image"):
-        halves = torch.stack([getattr(first, name), getattr(second, name)], 1).flatten(0, 1)
-        assert torch.equal(getattr(alone, name), halves)
+    for whole, *parts in zip(tensors(alone), tensors(first), tensors(second), strict=True):
+        assert torch.equal(whole, torch.stack(parts, 1).flatten(0, 1))
 
 
 def test_a_target_without_pseudo_labels_has_no_labels(steps):
-    assert steps()[0].target_label is None
+    assert steps()[0].target.label is None
 
 
 def test_a_stream_survives_pickling(steps):
@@ -58,11 +61,11 @@ def test_sample_ids_name_what_a_step_reads(steps):
 
 def test_in_order_ids_are_those_of_the_list_in_every_epoch(steps):
     made = steps()
-    made.target.order = "in_order"
+    made.streams["target"].order = "in_order"
     made = pickle.loads(pickle.dumps(made))  # the order is made anew
-    count = len(made.target.shards)
+    count = len(made.streams["target"].shards)
     read = [name for step in range(count // 2) for name in made.sample_ids(step)["target"]]
-    assert read == made.target.shards.sample_ids * 2
+    assert read == made.streams["target"].shards.sample_ids * 2
     assert steps().sample_ids(0)["target"] != read[:4]
 
 

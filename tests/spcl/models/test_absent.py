@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from toys import batch_of
 
 from spcl.config import load
-from spcl.data.batch import Batch
 from spcl.errors import ConfigError
 from spcl.losses.segmentation import cross_entropy, upsample
 from spcl.methods import METHODS
 from spcl.models.segmentor import build_segmentor
+from spcl.randomness import Step
 from spcl.stages import plan
 
 ABSENT = (9, 14, 16)
@@ -65,13 +66,11 @@ def methods(name):
 
 
 def losses(method, to_label):
-    batch = Batch(
-        source_image=images().double(),
-        source_label=to_label(labels()),
-        target_image=images(seed=3).double(),
-        target_label=to_label(labels(seed=4)),
+    batch = batch_of(
+        source=(images().double(), to_label(labels())),
+        target=(images(seed=3).double(), to_label(labels(seed=4))),
     )
-    terms = method(batch, 0)
+    terms = method(batch, Step(0))
     sum(term.sum / term.count * term.weight for term in terms.values()).backward()
     return {name: (float(term.sum.detach()), int(term.count)) for name, term in terms.items()}
 

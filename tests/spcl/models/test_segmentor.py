@@ -16,7 +16,7 @@ from spcl.methods import METHODS
 from spcl.models.normalization import NORMS, FrozenBatchNorm2d
 from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
 from spcl.models.weights import Pretrained
-from spcl.recipe import new_segmentor
+from spcl.networks import new_segmentor
 from spcl.stages import plan
 
 

@@ -1,0 +1,9 @@
+"""Extras: terms on top of any method's.  A new one is a file and a line here.
+
+Its settings stand in its file; `python -m spcl.table` then writes them into the table of settings.
+None ships yet.
+"""
+
+from spcl.extras.base import Extra
+
+EXTRAS: dict[str, type[Extra]] = {}

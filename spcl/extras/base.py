@@ -1,0 +1,57 @@
+"""The contract between a method and an extra: further loss terms on what the method has seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from spcl import optimization
+from spcl.data.batch import Batch
+from spcl.methods.base import Method, Seen, StageConfig, Term
+from spcl.models.segmentor import Segmentor
+from spcl.randomness import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraConfig:
+    """The settings of an extra; a section of the configuration under its name."""
+
+    @property
+    def by_rank(self) -> bool:
+        """True if the result depends on the number of workers, as `StageConfig.by_rank`."""
+        return False
+
+
+class Extra(nn.Module):
+    """What differs between extras.  Sub-classes set the class attributes and write `forward`.
+
+    `extras: [name]` in a method's section puts it on that method.
+    """
+
+    Config: ClassVar[type[ExtraConfig]] = ExtraConfig
+    #: Streams that it needs besides the method's own, as `Method.reads`.
+    reads: ClassVar[Mapping[str, frozenset[str]]] = {}
+    #: Raised when the same settings would give other results than before; enters the stage's key.
+    version: ClassVar[int] = 1
+
+    def __init__(self, segmentor: Segmentor, config: ExtraConfig):
+        """segmentor: the student's, for its sizes; it is the method's and not kept here."""
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, method: Method, batch: Batch, seen: Mapping[str, Seen], step: Step
+    ) -> dict[str, Term]:
+        """The terms to add; they are logged as <extra>/<term>.
+
+        seen    what the method's forward gave, so that nothing is computed twice
+        method  runs the network on further images: `method.segment`
+        """
+        raise NotImplementedError
+
+    def optimizers(self, stage: StageConfig) -> list[torch.optim.Optimizer]:
+        """Of its own parameters, if it has any: as the segmentor's head, at the head's rate."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [optimization.build_head(parameters, stage)] if parameters else []
