@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spcl import old_words, protocols
+from spcl import elastic, old_words, protocols
 from spcl.chosen_by import ChosenBy
 from spcl.data.sampling import LABEL_FREE, ORDERS
 from spcl.errors import ConfigError
@@ -256,10 +256,10 @@ class _Config:
         known = self._spec.pretrained
         return known.input if known and self.weights == "imagenet" else self._spec.inputs[0]
 
-    def by_rank(self, stage: str) -> bool:
-        """Whether the number of workers can change the result of a training stage."""
-        sections = [self.of(stage), *map(self.extra, self.of(stage).extras)]
-        return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
+    def by_rank(self, stage: str) -> elastic.Choices:
+        """The settings by which the number of workers changes the result of a training stage."""
+        extras = {name: self.extra(name) for name in self.of(stage).extras}
+        return elastic.choices({stage: self.of(stage)} | extras, self.train.reduction)
 
     def extra(self, name: str) -> ExtraConfig:
         """The section of an extra."""

@@ -68,6 +68,19 @@ def _join_group(arguments: argparse.Namespace) -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
 
 
+def _check_file(arguments: argparse.Namespace, workers: int) -> None:
+    """ConfigError where a --config file is of another number of workers, and that matters."""
+    from spcl import elastic
+    from spcl.config import load
+    from spcl.settings import flatten, read_yaml
+
+    if "train.workers" not in flatten(read_yaml(arguments.config)):
+        return
+    config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    for stage in config.stages:
+        elastic.expect(stage, config.by_rank(stage), config.train.workers, workers)
+
+
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
@@ -85,6 +98,8 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
                 f"without Ray train.workers is the number of processes, {workers} here, got "
                 f"{given}; leave it out, and start more with torchrun or ray_jobs/train.py"
             )
+    if arguments.config and not any(s.startswith("train.workers=") for s in arguments.settings):
+        _check_file(arguments, workers)
     arguments.settings = [*arguments.settings, f"train.workers={workers}"]
     if not first:
         distributed.barrier()  # rank 0 makes data and folders before the others look

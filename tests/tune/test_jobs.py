@@ -1,21 +1,25 @@
 """Jobs in this process, without Ray: what they make, and what their records say."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import searches
 import torch
+from conftest import MINI
 from optuna.trial import TrialState
 
 from ray_jobs import piece
 from spcl.artefacts import verify
+from spcl.config import load
 from spcl.data.convert import convert
+from spcl.errors import ConfigError
 from spcl.recipe import Recipe
 from tune import jobs
 from tune.driver import Driver
 from tune.jobs import run
-from tune.request import check_objective
+from tune.request import check_objective, with_holdout
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,17 @@ def test_objectives_of_labels_read_as_many_as_they_say(
     assert trial.value == (found["value"] if budget == 5 else found)
     if budget == 5:
         assert found["images"] == 5 and found["low"] <= found["value"] <= found["high"]
+
+
+def test_a_search_goes_on_with_other_devices_unless_they_change_its_results(mini_data, tmp_path):
+    for name, switches in (("exact", []), ("local", ["spcl.sync=false"])):
+        config = with_holdout(load("streets", "spcl", None, [*MINI, *switches]), mini_data)
+        asked = searches.search(mini_data, tmp_path, name=name, config=config, devices=2)
+        asked.open()
+        asked.open()
+        other = dataclasses.replace(asked, devices=1)
+        if name == "exact":
+            other.open()
+            continue
+        with pytest.raises(ConfigError, match=r"since spcl.sync=false: .* train.workers=2, got 1;"):
+            other.open()
