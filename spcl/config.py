@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spcl import old_words
+from spcl import elastic, old_words
 from spcl.chosen_by import ChosenBy
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
@@ -120,11 +120,10 @@ class Config:
     def input(self) -> str:
         return self.model.used_input
 
-    def by_rank(self, stage: str) -> bool:
-        """Whether the number of workers can change the result of a training stage."""
-        own = self.of(stage)
-        sections: list[StageConfig | ExtraConfig] = [own, *map(self.extra, own.extras)]
-        return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
+    def by_rank(self, stage: str) -> elastic.Choices:
+        """The settings by which the number of workers changes the result of a training stage."""
+        extras = {name: self.extra(name) for name in self.of(stage).extras}
+        return elastic.choices({stage: self.of(stage)} | extras, self.train.reduction)
 
     def reads_of(self, stage: str) -> dict[str, frozenset[str]]:
         """Stream -> what a stage's method and its extras read of it, the domains' own first."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from spcl.artefacts import ArtefactStore
 from spcl.data.planned import NOT_CONVERTED, last_lines
 from spcl.devices import set_up_torch
-from tune.estimate import HOUR, UNTIMED, step_seconds, timed_on
+from spcl.timing import HOUR, UNTIMED, step_seconds, timed_on
 from tune.sweep_grid import Cell, Sweep
 
 

@@ -83,11 +83,11 @@ class StageConfig:
     )
 
     @property
-    def by_rank(self) -> bool:
-        """True if the result depends on the number of workers (state or losses that are not
-        synchronised); it then enters the stage's key.
+    def by_rank(self) -> tuple[str, ...]:
+        """Settings, none of them at its default, by which the result depends on the number of
+        workers (state or losses that are not synchronised); it then enters the stage's key.
         """
-        return False
+        return ()
 
 
 class Method(nn.Module):

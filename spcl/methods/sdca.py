@@ -59,8 +59,9 @@ class SDCAConfig(StageConfig):
     lovasz: str = setting("image", "ours: ranks equal one", choices=("image", "batch"))
 
     @property
-    def by_rank(self) -> bool:
-        return not self.sync or (self.lovasz == "batch" and self.lovasz_weight > 0)
+    def by_rank(self) -> tuple[str, ...]:
+        of_batch = self.lovasz == "batch" and self.lovasz_weight > 0
+        return (*(() if self.sync else ("sync",)), *(("lovasz",) if of_batch else ()))
 
 
 def levels(output: Output) -> dict[str, Tensor]:

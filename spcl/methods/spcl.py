@@ -42,8 +42,8 @@ class SPCLConfig(StageConfig):
     )
 
     @property
-    def by_rank(self) -> bool:
-        return not self.sync
+    def by_rank(self) -> tuple[str, ...]:
+        return () if self.sync else ("sync",)
 
 
 def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
