@@ -210,7 +210,7 @@ def _first_stage(method: str) -> str:
     return read_yaml(CONFIGS / "methods" / f"{method}.yaml")["stages"][0]
 
 
-def told(config: Config) -> dict[str, Any]:
+def result_settings(config: Config) -> dict[str, Any]:
     """The settings that can change a result, by dotted name; the seed among them."""
     skip = operational_keys()
     if any(map(config.by_rank, config.stages)):
@@ -219,8 +219,8 @@ def told(config: Config) -> dict[str, Any]:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """Lines "key: a -> b" of what is `told` of the two and differs."""
-    left, right = told(one), told(other)
+    """Lines "key: a -> b" of what is `result_settings` of the two and differs."""
+    left, right = result_settings(one), result_settings(other)
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

@@ -45,7 +45,7 @@ def step_seconds(config: Config, name: str, classes: int, devices: int) -> float
 def _timed(config: Config, name: str, classes: int, batch: int, device: torch.device) -> float:
     segmentor = new_segmentor(config, classes, weights="none")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    method = new_method(config, name, segmentor).to(device, memory_format=layout).train()
+    method = new_method(config, name, segmentor).to(device).to(memory_format=layout).train()
     optimizers = method.all_optimizers()
     data = random_batch(config, name, batch, classes).to(device, config.train.channels_last)
     seconds = []
