@@ -279,20 +279,20 @@ def test_a_batch_says_what_a_stream_holds(toys, mini_data, tmp_path):
 def test_data_without_motion_are_refused_before_training(monkeypatch, mini_data, tmp_path):
     from spcl.train import main
 
-    monkeypatch.setitem(METHODS, "moving", Moving)
-    arguments = ["--benchmark", "streets", "--method", "source_only", "--data"]
-    settings = [*MINI, *STAGES["moving"]]
-    for data in (mini_data, tmp_path / "none"):  # the latter is rendered on first use
-        command = [*arguments, str(data), "--storage", str(tmp_path / "runs"), "--dry-run"]
-        with pytest.raises(
-            DataError, match="target of stage moving needs the frame before .* streets/real/train"
-        ):
-            main([*command, *settings])
-    with pytest.raises(DataError, match="needs the frame before"):
-        open_data(configured("moving"), mini_data)
+    monkeypatch.setattr(METHODS["source_only"], "reads", Moving.reads)
+    settings = [*MINI, "target.dataset=streets/real"]
+    arguments = ["--benchmark", "streets", "--method", "source_only", *settings]
+    arguments += ["--storage", str(tmp_path / "runs")]
+    wanted = "target of stage source_only needs the frame before .* streets/real/train holds none"
+    for data in (mini_data, tmp_path / "none"):  # the second would be rendered on first use
+        with pytest.raises(DataError, match=wanted):
+            main([*arguments, "--data", str(data), "--dry-run"])
+    with pytest.raises(DataError, match=wanted):
+        main([*arguments, "--data", str(mini_data)])
+    assert not list((tmp_path / "runs").iterdir())
     monkeypatch.setattr(shards.ShardSet, "has_previous", True)
     with pytest.raises(DataError, match="needs the flow to the frame before, but none is stored"):
-        open_data(configured("moving"), mini_data)
+        main([*arguments, "--data", str(mini_data), "--dry-run"])
 
 
 def add_frames_before(split: shards.ShardSet) -> None:
