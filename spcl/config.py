@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spcl import old_words
+from spcl import elastic, old_words
 from spcl.chosen_by import ChosenBy
 from spcl.data.reads import Read, domain_of, united
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
-from spcl.extras.base import ExtraConfig
+from spcl.extras.base import Extra, ExtraConfig
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import Method, StageConfig
@@ -31,7 +31,8 @@ def own_sections() -> dict[str, type]:
     """Name -> settings of every method and every extra; `Config.sections` holds one of each."""
     twice = sorted(METHODS.keys() & EXTRAS.keys())
     assert not twice, f"{', '.join(twice)}: a method and an extra; rename one of the two"
-    return {name: part.Config for name, part in [*METHODS.items(), *EXTRAS.items()]}
+    parts: dict[str, type[Method] | type[Extra]] = {**METHODS, **EXTRAS}
+    return {name: part.Config for name, part in parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +121,10 @@ class Config:
     def input(self) -> str:
         return self.model.used_input
 
-    def by_rank(self, stage: str) -> bool:
-        """Whether the number of workers can change the result of a training stage."""
-        sections = [self.of(stage), *map(self.extra, self.of(stage).extras)]
-        return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
+    def by_rank(self, stage: str) -> elastic.Choices:
+        """The settings by which the number of workers changes the result of a training stage."""
+        extras = {name: self.extra(name) for name in self.of(stage).extras}
+        return elastic.choices({stage: self.of(stage)} | extras, self.train.reduction)
 
     def reads_of(self, stage: str) -> dict[str, Read]:
         """Stream -> what a stage's method and its extras read of it, the domains' own first."""

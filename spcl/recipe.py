@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spcl import atomic, checkpoint, distributed, heartbeat, passes
+from spcl import atomic, checkpoint, distributed, elastic, heartbeat, passes
 from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
@@ -85,6 +85,10 @@ class Recipe:
 
     def _make(self, stages: Sequence[Stage]) -> None:
         set_up_torch(self.config.train)
+        for stage in stages:
+            if stage.method and not self.store.has(stage):
+                meant, ranks = self.config.train.workers, distributed.world_size()
+                elastic.expect(stage.method, self.config.by_rank(stage.method), meant, ranks)
         if distributed.rank() == 0:
             united = self.config.chosen_by | choices.stored(self.run)
             config = dataclasses.replace(self.config, chosen_by=united)

@@ -128,7 +128,7 @@ def read_share(share: Share) -> Result:
             counts = count_pixels(label[None].to(device), predicted[None], segmentor.num_classes)
             confusions[index] = counts[0].cpu().numpy()
         _write_files(job, shards, index, predicted.cpu().numpy())
-        if job.analysis:
+        if job.analysis and label is not None:
             features = segmentor(
                 load_image(shards, index, job.settings.size).to(device), "target"
             ).features[0]

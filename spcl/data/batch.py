@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 # The type of a field that only some streams read is that of its content: a method reads what it
 # has declared in `Method.reads`, and need not ask each time whether it is there.
-_NOT_READ: Any = None
+NOT_READ: Any = None
 
 
 class Labels(Protocol):
@@ -76,7 +77,7 @@ class _Tensors:
     def split(self, size: int) -> Iterator[Self]:
         """Parts of at most `size` samples, in order."""
         for start in range(0, len(self.position), size):
-            yield self.each(lambda tensor, start=start: tensor[start : start + size])
+            yield self.each(itemgetter(slice(start, start + size)))
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ class Images(_Tensors):
 
     image: Tensor
     position: Tensor
-    label: Tensor = _NOT_READ
-    previous: Tensor = _NOT_READ
-    flow: Tensor = _NOT_READ
+    label: Tensor = NOT_READ
+    previous: Tensor = NOT_READ
+    flow: Tensor = NOT_READ
 
     @classmethod
     def of(cls, samples: Sequence[Sample], position: Tensor) -> Self:

@@ -25,7 +25,7 @@ from spcl.data.planned import (
     refuse,
 )
 from spcl.data.reads import domain_of
-from spcl.data.sampling import hash_chosen
+from spcl.data.sampling import class_pixels, hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError, UserError
 
@@ -50,7 +50,8 @@ def roles(config: Config) -> dict[str, tuple[str, str]]:
 def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     """The splits of a recipe by role; milliseconds.  DataError says what is missing or unfit."""
     refuse(missing_data(config, root), root)
-    return expect_data(config, root)
+    expected = expect_data(config, root)
+    return {role: split for role, split in expected.items() if isinstance(split, ShardSet)}
 
 
 def missing_data(config: Config, root: Path, more: Iterable[tuple[str, str]] = ()) -> list[Planned]:
@@ -100,9 +101,10 @@ def _check(config: Config, splits: Mapping[str, Split]) -> None:
             raise DataError(f"{role} data must be labelled, but {splits[role].folder} is not")
     labelled = [split for split in splits.values() if split.labelled]
     for split in labelled[1:]:
-        check_same_classes(labelled[0].name, labelled[0].class_names, split)
-    if isinstance(splits.get("source"), ShardSet):  # the labels of others are not known
-        check_absent(splits["source"], config.model.absent)
+        check_same_classes(labelled[0].name, labelled[0].class_names or (), split)
+    source = splits.get("source")
+    if isinstance(source, ShardSet):  # the labels of others are not known
+        check_absent(source, config.model.absent)
     check_streams(config, splits)
     if "evaluation" in splits:
         scored = splits["evaluation"]
@@ -131,7 +133,7 @@ def check_holdout(config: Config, source: Split) -> None:
 
 def check_same_classes(name: str, class_names: Sequence[str], split: Split) -> None:
     """DataError unless a split has these classes, in this order: those of the set `name`."""
-    for number, (one, other) in enumerate(zip_longest(class_names, split.class_names)):
+    for number, (one, other) in enumerate(zip_longest(class_names, split.class_names or ())):
         if one != other:
             raise DataError(
                 f"all sets of a run must have the same classes, but class {number} is "
@@ -141,7 +143,8 @@ def check_same_classes(name: str, class_names: Sequence[str], split: Split) -> N
 
 def check_absent(split: ShardSet, absent: tuple[int, ...]) -> None:
     """ConfigError where a split has labels of classes that the network has no output for."""
-    shown = [k for k in absent if k < len(split.class_names) and split.class_pixels[:, k].any()]
+    pixels = class_pixels(split)
+    shown = [k for k in absent if k < len(split.class_names) and pixels[:, k].any()]
     if shown:
         names = ", ".join(split.class_names[k] for k in shown)
         raise ConfigError(

@@ -20,9 +20,9 @@ class ExtraConfig:
     """The settings of an extra; a section of the configuration under its name."""
 
     @property
-    def by_rank(self) -> bool:
-        """True if the result depends on the number of workers, as `StageConfig.by_rank`."""
-        return False
+    def by_rank(self) -> tuple[str, ...]:
+        """Settings by which the result depends on the number of workers: `StageConfig.by_rank`."""
+        return ()
 
 
 class Extra(nn.Module):

@@ -5,7 +5,7 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Term(NamedTuple):
     """One named loss on this rank: the trainer turns it into weight * global sum / global count."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks a term for
     weight: float = 1.0
 
 
@@ -83,11 +83,11 @@ class StageConfig:
     )
 
     @property
-    def by_rank(self) -> bool:
-        """True if the result depends on the number of workers (state or losses that are not
-        synchronised); it then enters the stage's key.
+    def by_rank(self) -> tuple[str, ...]:
+        """Settings, none of them at its default, by which the result depends on the number of
+        workers (state or losses that are not synchronised); it then enters the stage's key.
         """
-        return False
+        return ()
 
 
 class Method(nn.Module):
@@ -143,12 +143,13 @@ class Method(nn.Module):
         self._extras.append(name)
 
     @final
-    def extras(self) -> dict[str, nn.Module]:
+    def extras(self) -> dict[str, Any]:
         """Those that were attached, by name."""
-        # No ModuleDict: even an empty one would be a line in the state that is stored.
+        # Each is an `Extra`, whose module imports this one.  No ModuleDict: even an empty one would
+        # be a line in the state that is stored.
         return {name: self.get_submodule(name) for name in self._extras}
 
-    @final
+    @final  # type: ignore[misc]  # to mypy, nn.Module's forward is an attribute
     def forward(self, batch: Batch, step: Step) -> dict[str, Term]:
         """The method's terms and its extras', in one graph: DDP needs a single forward."""
         outputs = self.losses(batch, step)
