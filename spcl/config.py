@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from spcl import elastic, old_words
 from spcl.chosen_by import ChosenBy
+from spcl.data.reads import Read, domain_of, united
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
 from spcl.extras.base import Extra, ExtraConfig
@@ -125,19 +126,15 @@ class Config:
         extras = {name: self.extra(name) for name in self.of(stage).extras}
         return elastic.choices({stage: self.of(stage)} | extras, self.train.reduction)
 
-    def reads_of(self, stage: str) -> dict[str, frozenset[str]]:
+    def reads_of(self, stage: str) -> dict[str, Read]:
         """Stream -> what a stage's method and its extras read of it, the domains' own first."""
-        readers: list[type[Method] | type[Extra]] = [METHODS[stage]]
-        readers += [EXTRAS[name] for name in self.of(stage).extras]
-        reads: dict[str, frozenset[str]] = {}
-        for reader in readers:
-            for stream, what in reader.reads.items():
-                reads[stream] = reads.get(stream, frozenset()) | what
-        return dict(sorted(reads.items(), key=lambda item: ("/" in item[0], item[0])))
+        section = self.of(stage)
+        extras = (EXTRAS[name].reads_of(self.extra(name)) for name in section.extras)
+        return united([METHODS[stage].reads_of(section), *extras])
 
     def domains_of(self, stage: str) -> tuple[str, ...]:
         """The domains whose training images a stage reads, "source" before "target"."""
-        return tuple(sorted({stream.split("/")[0] for stream in self.reads_of(stage)}))
+        return tuple(sorted(set(map(domain_of, self.reads_of(stage)))))
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""

@@ -20,7 +20,9 @@ from spcl.config import Config
 from spcl.data.batch import Labels
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
-from spcl.data.loader import Steps, StoredLabels, Stream
+from spcl.data.loader import Steps, StoredFrames, StoredLabels, Stream, stored_flow
+from spcl.data.pairs import AugmentPair, PairCrops
+from spcl.data.reads import Read, domain_of
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.devices import set_up_torch
@@ -174,23 +176,36 @@ class Recipe:
     def _steps(self, stage: Stage) -> Steps:
         """The streams of a training stage, as this rank reads them."""
         config = self.config
-        streams = {}
-        for name, reads in config.reads_of(stage.method).items():
-            domain = name.split("/")[0]
-            section, shards = getattr(config, domain), self.shards[domain]
-            streams[name] = Stream(
-                name=f"{stage.method}/{name}",
-                shards=shards,
-                augment=augmentation(section, domain, config.of(stage.method)),
-                labels=self._labels(stage, domain) if "label" in reads else None,
-                seed=config.seed,
-                order=section.order,
-            )
+        streams = {
+            name: self._stream(stage, name, read)
+            for name, read in config.reads_of(stage.method).items()
+        }
         return Steps(
             streams,
             batch=config.batch_of(stage.method),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+        )
+
+    def _stream(self, stage: Stage, name: str, read: Read) -> Stream:
+        domain = domain_of(name)
+        section, shards = getattr(self.config, domain), self.shards[domain]
+        augment = augmentation(section, domain, self.config.of(stage.method))
+        stream = Stream(
+            name=f"{stage.method}/{name}",
+            shards=shards,
+            augment=augment,
+            labels=None,
+            seed=self.config.seed,
+            order=section.order,
+        )
+        if isinstance(read, PairCrops):
+            return dataclasses.replace(stream, augment=AugmentPair(augment, read))
+        return dataclasses.replace(
+            stream,
+            labels=self._labels(stage, domain) if "label" in read else None,
+            previous=StoredFrames(shards) if "previous" in read else None,
+            flow=stored_flow(shards) if "flow" in read else None,
         )
 
     def _labels(self, stage: Stage, domain: str) -> Labels:

@@ -10,6 +10,8 @@ import numpy as np
 
 from spcl import protocols
 from spcl.config import Config
+from spcl.data.loader import stored_flow
+from spcl.data.pairs import PairCrops
 from spcl.data.planned import (
     FORMATS,
     RENDERED,
@@ -22,6 +24,7 @@ from spcl.data.planned import (
     plan_split,
     refuse,
 )
+from spcl.data.reads import domain_of
 from spcl.data.sampling import class_pixels, hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError, UserError
@@ -102,6 +105,7 @@ def _check(config: Config, splits: Mapping[str, Split]) -> None:
     source = splits.get("source")
     if isinstance(source, ShardSet):  # the labels of others are not known
         check_absent(source, config.model.absent)
+    check_streams(config, splits)
     if "evaluation" in splits:
         scored = splits["evaluation"]
         check_native(scored)
@@ -146,6 +150,30 @@ def check_absent(split: ShardSet, absent: tuple[int, ...]) -> None:
         raise ConfigError(
             f"model.absent={list(absent)} leaves no output for {names}, but {split.name} has "
             f"labels of them; take {', '.join(map(str, shown))} out of model.absent"
+        )
+
+
+def check_streams(config: Config, splits: Mapping[str, Split]) -> None:
+    """Whether the splits hold what the stages' streams read: DataError, or ConfigError of pairs."""
+    for stage in config.stages:
+        for stream, read in config.reads_of(stage).items():
+            domain, where = domain_of(stream), f"stream {stream} of stage {stage}"
+            if isinstance(read, PairCrops):
+                read.check(where, getattr(config, domain).size)
+            else:
+                _check_motion(where, domain, read, splits[domain])
+
+
+def _check_motion(where: str, domain: str, read: frozenset[str], split: Split) -> None:
+    if "previous" in read and split.has_previous is False:
+        raise DataError(
+            f"{where} needs the frame before each image, but {split.name} holds none; set "
+            f"{domain}.split to one with neighbour frames, as cityscapes' train_sequence has"
+        )
+    if "flow" in read and (isinstance(split, Planned) or stored_flow(split) is None):
+        raise DataError(
+            f"{where} needs the flow to the frame before, but none is stored beside {split.name}, "
+            "and this version cannot make it; take the stage out of stages"
         )
 
 

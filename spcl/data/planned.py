@@ -45,6 +45,7 @@ class Planned:
     sizes        (width, height) of the images
     class_names  in the order of the trainIds
     labelled     whether it will hold labels
+    has_previous  whether it will hold the frame before each image
     absent       trainIds that no image shows
     held_out     how many of the images are kept from training
     fingerprint  of data that nobody has seen
@@ -60,6 +61,7 @@ class Planned:
     sizes: frozenset[tuple[int, int]] = frozenset()
     class_names: Sequence[str] | None = None
     labelled: bool | None = None
+    has_previous: bool | None = None
     absent: tuple[int, ...] = ()
     held_out: int = 0
     fingerprint: None = None
@@ -124,6 +126,7 @@ def plan_split(root: Path, dataset: str, split: str, streets: Streets) -> Planne
         sizes=sizes,
         class_names=known.class_names,
         labelled=known.splits[split].labels is not None,
+        has_previous=known.splits[split].previous is not None,
         absent=absent,
     )
 

@@ -4,7 +4,6 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 """
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from spcl import optimization
 from spcl.data.batch import Batch, Images
+from spcl.data.reads import Reads
 from spcl.methods.passes import Pass
 from spcl.models.segmentor import Output, Segmentor
 from spcl.optimization import OPTIMIZERS
@@ -96,9 +96,8 @@ class Method(nn.Module):
     Config: ClassVar[type[StageConfig]] = StageConfig
     #: What the network is called in a table after this stage.
     title: ClassVar[str] = ""
-    #: Stream -> what is read of it, of `spcl.data.batch.Images`.  A name is a domain, "source" or
-    #: "target", or "<domain>/<purpose>": a further stream of that domain, with its own draws.
-    reads: ClassVar[Mapping[str, frozenset[str]]] = {
+    #: Stream -> what is read of it; where the settings decide, `reads_of` says it instead.
+    reads: ClassVar[Reads] = {
         "source": frozenset({"image", "label"}),
         "target": frozenset({"image"}),
     }
@@ -119,6 +118,11 @@ class Method(nn.Module):
         self.segmentor = segmentor
         self.config = config
         self._extras: list[str] = []
+
+    @classmethod
+    def reads_of(cls, config: StageConfig) -> Reads:
+        """What its streams are asked for under these settings."""
+        return cls.reads
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take over the results of the method's `StatePass`es."""
