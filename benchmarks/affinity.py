@@ -2,7 +2,7 @@
 
     python benchmarks/affinity.py [--size 512 1024] [--rounds 3] [--device cpu]
 
-    critic     affinity maps and the critic's first convolution, gradients of both
+    discriminator     affinity maps and the discriminator's first convolution, gradients of both
     cleaning   the cleaning loss
 
 The naive way is what one writes first: a map for each of 8 neighbours, all in one tensor of 8K
@@ -25,7 +25,7 @@ from spcl.losses.affinity import affinity_cleaning, affinity_convolution
 
 OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 EPS = 1e-4
-WIDTH = 64  # channels of the critic's first layer
+WIDTH = 64  # channels of the discriminator's first layer
 BOUND = 0.25  # of the naive way's memory, which ours should stay below
 
 
@@ -46,11 +46,11 @@ def naive_maps(p: Tensor) -> Tensor:
     return torch.cat(maps, 1)
 
 
-def naive_critic(p: Tensor, layer: nn.Conv2d) -> Tensor:
+def naive_discriminator(p: Tensor, layer: nn.Conv2d) -> Tensor:
     return layer(naive_maps(p)).square().mean()
 
 
-def our_critic(p: Tensor, layer: nn.Conv2d) -> Tensor:
+def our_discriminator(p: Tensor, layer: nn.Conv2d) -> Tensor:
     return affinity_convolution(p, layer).square().mean()
 
 
@@ -66,13 +66,13 @@ def our_cleaning(p: Tensor, layer: nn.Conv2d) -> Tensor:
 
 Variant = Callable[[Tensor, nn.Conv2d], Tensor]
 VARIANTS: dict[str, dict[str, Variant]] = {
-    "critic": {"ours": our_critic, "naive": naive_critic},
+    "discriminator": {"ours": our_discriminator, "naive": naive_discriminator},
     "cleaning": {"ours": our_cleaning, "naive": naive_cleaning},
 }
 
 
 def inputs(size: tuple[int, int], device: str) -> tuple[Tensor, nn.Conv2d]:
-    """Smooth probabilities (1, K, H, W), and the critic's first layer."""
+    """Smooth probabilities (1, K, H, W), and the discriminator's first layer."""
     torch.manual_seed(0)
     coarse = 3 * torch.randn(1, NUM_CLASSES, size[0] // 8, size[1] // 8)
     logits = F.interpolate(coarse, size, mode="bilinear", align_corners=True)

@@ -137,7 +137,7 @@ def read_shards(folder: Path, size: tuple[int, int] = WORKING) -> Stream:
     return Stream("benchmark/source", shards, augment, StoredLabels(shards), 0)
 
 
-def reader(variant: str, root: Path) -> Callable[[int], tuple[Tensor, Tensor]]:
+def reader(variant: str, root: Path) -> Callable[[int], object]:
     folder = VARIANTS[variant]
     return read_shards(root / folder).sample if folder else read_loose(root)
 

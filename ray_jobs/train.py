@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
     early.check_run(arguments)
     if arguments.workers == 0:
-        from spcl.train import run  # imports torch
+        from spcl import train  # imports torch
 
-        return run(arguments)
+        return train.run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
     from spcl import launch  # imports torch
@@ -105,14 +105,16 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
     if short:
         raise UserError(short)
     request.open()  # only now: a start that is refused uses up no name
-    from ray_jobs.worker import pack, train_worker  # imports ray
+    from ray_jobs.piece import pack
+    from ray_jobs.worker import group_worker  # imports ray
+    from spcl.recipe import Recipe
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
     # Ray's own record of a launch is disposable: a restarted worker and a new launch both continue
     # from our checkpoints.
     trainer = worker_group(
-        train_worker,
-        pack(request, name, lease.id),
+        group_worker,
+        pack(request.piece, Recipe.__call__, name, lease.id, watched=True),
         run.folder / "ray",
         train.workers,
         per_worker,

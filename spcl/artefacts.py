@@ -68,7 +68,8 @@ class ArtefactStore:
         """Device-seconds of a stage and all it was made from; None where one is unknown."""
         made_from = {s.key: s for s in _ancestry(stage)}.values()
         seconds = [_seconds(self.path(s) / COST) for s in made_from]
-        return None if None in seconds else sum(seconds)
+        known = [s for s in seconds if s is not None]
+        return sum(known) if len(known) == len(seconds) else None
 
     def _sweep(self) -> None:
         """Remove what killed processes of this host left half-written."""

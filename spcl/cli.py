@@ -31,12 +31,13 @@ def guarded(
     So is a refused write that nothing else has told.  What a command needs beyond the standard
     library is imported within `main`, so that Ctrl-C while modules load ends in the same way.
     """
+    told: tuple[type[Exception], ...] = (UserError, *expected)
     try:
         if threading.current_thread() is threading.main_thread():
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if ignored
                 signal.signal(signal.SIGINT, interrupt)
         return main(argv)
-    except (UserError, *expected) as error:
+    except told as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -87,12 +88,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
-    def parse_args(
+    # typeshed overloads both for other kinds of namespace, which nobody here hands over.
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         return self._all_known(*self.parse_known_args(args, namespace))
 
-    def parse_intermixed_args(
+    def parse_intermixed_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         return self._all_known(*self.parse_known_intermixed_args(args, namespace))

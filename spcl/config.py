@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spcl import old_words
+from spcl import elastic, old_words
 from spcl.chosen_by import ChosenBy
+from spcl.data.reads import Read, domain_of, united
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
-from spcl.extras.base import ExtraConfig
+from spcl.extras.base import Extra, ExtraConfig
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import Method, StageConfig
@@ -31,7 +32,8 @@ def own_sections() -> dict[str, type]:
     """Name -> settings of every method and every extra; `Config.sections` holds one of each."""
     twice = sorted(METHODS.keys() & EXTRAS.keys())
     assert not twice, f"{', '.join(twice)}: a method and an extra; rename one of the two"
-    return {name: part.Config for name, part in [*METHODS.items(), *EXTRAS.items()]}
+    parts: dict[str, type[Method] | type[Extra]] = {**METHODS, **EXTRAS}
+    return {name: part.Config for name, part in parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,23 +122,20 @@ class Config:
     def input(self) -> str:
         return self.model.used_input
 
-    def by_rank(self, stage: str) -> bool:
-        """Whether the number of workers can change the result of a training stage."""
-        sections = [self.of(stage), *map(self.extra, self.of(stage).extras)]
-        return self.train.reduction == "per_rank" or any(s.by_rank for s in sections)
+    def by_rank(self, stage: str) -> elastic.Choices:
+        """The settings by which the number of workers changes the result of a training stage."""
+        extras = {name: self.extra(name) for name in self.of(stage).extras}
+        return elastic.choices({stage: self.of(stage)} | extras, self.train.reduction)
 
-    def reads_of(self, stage: str) -> dict[str, frozenset[str]]:
+    def reads_of(self, stage: str) -> dict[str, Read]:
         """Stream -> what a stage's method and its extras read of it, the domains' own first."""
-        readers = [METHODS[stage], *(EXTRAS[name] for name in self.of(stage).extras)]
-        reads: dict[str, frozenset[str]] = {}
-        for reader in readers:
-            for stream, what in reader.reads.items():
-                reads[stream] = reads.get(stream, frozenset()) | what
-        return dict(sorted(reads.items(), key=lambda item: ("/" in item[0], item[0])))
+        section = self.of(stage)
+        extras = (EXTRAS[name].reads_of(self.extra(name)) for name in section.extras)
+        return united([METHODS[stage].reads_of(section), *extras])
 
     def domains_of(self, stage: str) -> tuple[str, ...]:
         """The domains whose training images a stage reads, "source" before "target"."""
-        return tuple(sorted({stream.split("/")[0] for stream in self.reads_of(stage)}))
+        return tuple(sorted(set(map(domain_of, self.reads_of(stage)))))
 
     def check(self) -> None:
         """What no single setting can tell.  Raises ConfigError."""
@@ -215,7 +214,7 @@ def _first_stage(method: str) -> str:
     return read_yaml(CONFIGS / "methods" / f"{method}.yaml")["stages"][0]
 
 
-def told(config: Config) -> dict[str, Any]:
+def result_settings(config: Config) -> dict[str, Any]:
     """The settings that can change a result, by dotted name; the seed among them."""
     skip = operational_keys()
     if any(map(config.by_rank, config.stages)):
@@ -224,8 +223,8 @@ def told(config: Config) -> dict[str, Any]:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """Lines "key: a -> b" of what is `told` of the two and differs."""
-    left, right = told(one), told(other)
+    """Lines "key: a -> b" of what is `result_settings` of the two and differs."""
+    left, right = result_settings(one), result_settings(other)
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

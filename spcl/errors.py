@@ -24,3 +24,9 @@ class StorageError(UserError, OSError):
 
     It is an OSError, too: who can do without a file that is not written goes on.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line; a mistake of ours or the system's by its kind, too."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"

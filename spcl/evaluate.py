@@ -26,7 +26,7 @@ def load_image(shards: ShardSet, index: int, size: tuple[int, int]) -> Tensor:
 def predict_labels(
     predict: Predict,
     image: Tensor,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     settings: Evaluation,
     device: torch.device,
 ) -> Tensor:
@@ -38,7 +38,7 @@ def predict_labels(
     """
     mirrored = (False, True) if settings.flip else (False,)
     views = list(itertools.product(settings.scales, mirrored))
-    total: Tensor | float = 0.0
+    total = torch.zeros((), device=device)
     for scale, flipped in views:
         size = (round(settings.size[0] * scale), round(settings.size[1] * scale))
         view = normalize(resize_image(image, size))[None].to(device)
@@ -65,6 +65,7 @@ def _scores(predict: Predict, view: Tensor, settings: Evaluation) -> Tensor:
                 total = probabilities.new_zeros(1, probabilities.shape[1], height, width)
             total[where] += probabilities
             count[where] += 1
+    assert total is not None, "every image holds a window"
     # As logits these have the mean probabilities as their softmax, whoever takes it.
     return (total / count).clamp_min(torch.finfo(total.dtype).tiny).log()
 

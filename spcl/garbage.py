@@ -76,13 +76,14 @@ def find_garbage(storage: Path) -> Garbage:
     queue = list(kept)
     while queue:
         key = queue.pop()
-        if manifests[key] is None:
+        manifest = manifests[key]
+        if manifest is None:
             found.keep_everything(
                 f"{artefacts[key]} is in use but its manifest cannot be read, so what it was made "
                 "from is unknown; everything is kept until it is removed or restored"
             )
             continue
-        inputs = {value[:KEY_LETTERS] for value in manifests[key]["inputs"].values()}
+        inputs = {value[:KEY_LETTERS] for value in manifest["inputs"].values()}
         queue += (inputs & artefacts.keys()) - kept
         kept |= inputs & artefacts.keys()
     unused = [] if found.everything else [p for key, p in artefacts.items() if key not in kept]

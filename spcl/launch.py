@@ -8,7 +8,8 @@ from pathlib import Path
 
 from spcl import cli, distributed
 from spcl.chosen_by import carry, stored
-from spcl.config import Config, load, told
+from spcl.commit import commit
+from spcl.config import Config, load, result_settings
 from spcl.data.catalog import (
     check_streets,
     data_root,
@@ -22,6 +23,7 @@ from spcl.early import check_name
 from spcl.errors import ConfigError
 from spcl.layers import parse_overrides
 from spcl.models.weights import check_weights
+from spcl.piece import Piece
 from spcl.results.store import RunFolder
 from spcl.results.tables import run_table, seeds_table
 from spcl.run_config import find_run, open_run
@@ -49,6 +51,17 @@ class Request:
 
     def open(self) -> RunFolder:
         return open_run(self.config, self.storage, self.name)
+
+    @property
+    def piece(self) -> Piece:
+        """The whole run, as work for every rank."""
+        return Piece(
+            config=self.config.as_dict(),
+            data=str(self.data),
+            run=str(self.storage / self.name),
+            storage=str(self.storage),
+            commit=str(commit()),
+        )
 
 
 def requests(arguments: argparse.Namespace) -> list[Request]:
@@ -87,8 +100,8 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
 
 def default_name(config: Config) -> str:
     """Made of what can change a result and is not at its default: new settings move no name."""
-    usual = told(Config())
-    chosen = {k: v for k, v in told(config).items() if k != "seed" and v != usual.get(k)}
+    usual = result_settings(Config())
+    chosen = {k: v for k, v in result_settings(config).items() if k != "seed" and v != usual.get(k)}
     return f"{config.benchmark}-{config.method}-{digest(chosen)[:8]}"
 
 
@@ -106,14 +119,15 @@ def check_batches(config: Config, workers: int) -> None:
 def show_done(request: Request, run: RunFolder) -> None:
     """The end of a run: its table and where everything is."""
     print(f"\n{run.name}  (seed {request.config.seed})")
-    print(run_table(run.done, stored(run)))
-    evaluations = "evaluations/, " if run.done["table"] else ""
+    done = run.result
+    print(run_table(done, stored(run)))
+    evaluations = "evaluations/, " if done["table"] else ""
     print(f"outputs: {run.folder}  (panel.png, {evaluations}tensorboard/, metrics.jsonl)")
 
 
 def show_seeds(finished: list[RunFolder]) -> None:
     if len(finished) > 1:
         print(f"\nmean over {len(finished)} seeds, 95 % t interval, %")
-        print(seeds_table([run.done for run in finished]))
+        print(seeds_table([run.result for run in finished]))
         for said in sorted({str(stored(run)) for run in finished} - {""}):
             print(said)

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from spcl import atomic
 from spcl.errors import UserError
@@ -247,4 +248,5 @@ def _process(text: str | None) -> Process | None:
     host, pid = record.get("host"), record.get("pid")
     if not isinstance(host, str) or type(pid) is not int or pid <= 0:
         return None
-    return Process(**{field.name: record.get(field.name) for field in fields(Process)})
+    known: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Process)}
+    return Process(**known)

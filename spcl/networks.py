@@ -7,7 +7,9 @@ import torch
 
 from spcl import checkpoint
 from spcl.config import Config
-from spcl.data.batch import Batch, Images
+from spcl.data.batch import Batch, Images, Pair
+from spcl.data.pairs import PairCrops
+from spcl.data.reads import domain_of
 from spcl.extras import EXTRAS
 from spcl.methods import METHODS
 from spcl.methods.base import Method
@@ -61,12 +63,28 @@ def new_method(config: Config, stage: str, segmentor: Segmentor) -> Method:
 def random_batch(config: Config, stage: str, size: int, num_classes: int) -> Batch:
     """Random numbers in the shape of a step's batch, `size` images of each stream: for timing."""
     streams = {}
-    for name, reads in config.reads_of(stage).items():
-        shape = getattr(config, name.split("/")[0]).size
-        label = torch.randint(0, num_classes, (size, *shape), dtype=torch.uint8)
-        streams[name] = Images(
-            torch.randn(size, 3, *shape),
-            torch.arange(size),
-            **({"label": label} if "label" in reads else {}),
-        )
+    for name, read in config.reads_of(stage).items():
+        scene = getattr(config, domain_of(name)).size
+        random = _random_pair if isinstance(read, PairCrops) else _random_images
+        streams[name] = random(read, size, scene, num_classes)
     return Batch(streams)
+
+
+def _random_images(read: frozenset[str], size: int, scene: tuple[int, int], classes: int) -> Images:
+    every = {
+        "image": torch.randn(size, 3, *scene),
+        "label": torch.randint(0, classes, (size, *scene), dtype=torch.uint8),
+        "previous": torch.randn(size, 3, *scene),
+        "flow": torch.randn(size, 2, *scene),
+    }
+    wanted = {name: part for name, part in every.items() if name in read | {"image"}}
+    return Images(position=torch.arange(size), **wanted)
+
+
+def _random_pair(crops: PairCrops, size: int, scene: tuple[int, int], classes: int) -> Pair:
+    """Of crops that share all they show, the most that a method may have to work on."""
+    first, second = torch.randn(2, size, 3, *crops.size)
+    position = torch.arange(size)
+    boxes = torch.tensor([0, 0, *crops.size]).expand(size, 2, 4)
+    flips = torch.zeros(size, 2, dtype=torch.bool)
+    return Pair(Images(first, position), Images(second, position), boxes, flips, position)

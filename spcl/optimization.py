@@ -5,7 +5,7 @@ players' optimizers.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ def build(segmentor: Segmentor, stage: "StageConfig") -> torch.optim.Optimizer:
     """
     rates = {"backbone": stage.learning_rate, "head": stage.learning_rate * stage.head_multiplier}
     free = set() if stage.norm_decay else set(map(id, norm_parameters(segmentor)))
-    groups = []
+    groups: list[dict[str, Any]] = []
     for name, parameters in segmentor.parameter_groups().items():
         rate = {"lr": rates[name.removesuffix(NO_DECAY)]}
         decayed = [p for p in parameters if id(p) not in free and not name.endswith(NO_DECAY)]

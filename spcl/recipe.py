@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spcl import atomic, checkpoint, distributed, heartbeat, passes
+from spcl import atomic, checkpoint, distributed, elastic, heartbeat, passes
 from spcl import chosen_by as choices
 from spcl.artefacts import ArtefactStore
 from spcl.checkpoint import Checkpoints
@@ -20,7 +20,9 @@ from spcl.config import Config
 from spcl.data.batch import Labels
 from spcl.data.catalog import open_data
 from spcl.data.labels import colorize
-from spcl.data.loader import Steps, StoredLabels, Stream
+from spcl.data.loader import Steps, StoredFrames, StoredLabels, Stream, stored_flow
+from spcl.data.pairs import AugmentPair, PairCrops
+from spcl.data.reads import Read, domain_of
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.devices import set_up_torch
@@ -34,7 +36,7 @@ from spcl.models.segmentor import Segmentor
 from spcl.networks import load_segmentor, network_state, new_method
 from spcl.panels import captioned_grid, same_size
 from spcl.protocols import absence_notes, score
-from spcl.provenance import agree, code_version, describe
+from spcl.provenance import check_ranks_agree, code_version, describe
 from spcl.results.store import RunFolder, read_confusions, write_confusions
 from spcl.sections import Domain
 from spcl.settings import digest
@@ -68,7 +70,9 @@ class Recipe:
         self.continued = continued
         fingerprints = {role: shards.fingerprint for role, shards in self.shards.items()}
         self.stages = plan(config, fingerprints)
-        agree(config=digest(config.as_dict()), data=digest(fingerprints), code=code_version())
+        check_ranks_agree(
+            config=digest(config.as_dict()), data=digest(fingerprints), code=code_version()
+        )
 
     def __call__(self) -> dict[str, Any]:
         """Make what is missing; returns the summary that DONE.json holds."""
@@ -83,6 +87,10 @@ class Recipe:
 
     def _make(self, stages: Sequence[Stage]) -> None:
         set_up_torch(self.config.train)
+        for stage in stages:
+            if stage.method and not self.store.has(stage):
+                meant, ranks = self.config.train.workers, distributed.world_size()
+                elastic.expect(stage.method, self.config.by_rank(stage.method), meant, ranks)
         if distributed.rank() == 0:
             united = self.config.chosen_by | choices.stored(self.run)
             config = dataclasses.replace(self.config, chosen_by=united)
@@ -143,8 +151,9 @@ class Recipe:
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
+                samples: dict[str, Any] = self._samples(predict, shards)
                 with atomic.opened(folder / "samples.npz") as file:
-                    np.savez_compressed(file, **self._samples(predict, shards))
+                    np.savez_compressed(file, **samples)
 
     # What stages share.
 
@@ -167,23 +176,36 @@ class Recipe:
     def _steps(self, stage: Stage) -> Steps:
         """The streams of a training stage, as this rank reads them."""
         config = self.config
-        streams = {}
-        for name, reads in config.reads_of(stage.method).items():
-            domain = name.split("/")[0]
-            section, shards = getattr(config, domain), self.shards[domain]
-            streams[name] = Stream(
-                name=f"{stage.method}/{name}",
-                shards=shards,
-                augment=augmentation(section, domain, config.of(stage.method)),
-                labels=self._labels(stage, domain) if "label" in reads else None,
-                seed=config.seed,
-                order=section.order,
-            )
+        streams = {
+            name: self._stream(stage, name, read)
+            for name, read in config.reads_of(stage.method).items()
+        }
         return Steps(
             streams,
             batch=config.batch_of(stage.method),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+        )
+
+    def _stream(self, stage: Stage, name: str, read: Read) -> Stream:
+        domain = domain_of(name)
+        section, shards = getattr(self.config, domain), self.shards[domain]
+        augment = augmentation(section, domain, self.config.of(stage.method))
+        stream = Stream(
+            name=f"{stage.method}/{name}",
+            shards=shards,
+            augment=augment,
+            labels=None,
+            seed=self.config.seed,
+            order=section.order,
+        )
+        if isinstance(read, PairCrops):
+            return dataclasses.replace(stream, augment=AugmentPair(augment, read))
+        return dataclasses.replace(
+            stream,
+            labels=self._labels(stage, domain) if "label" in read else None,
+            previous=StoredFrames(shards) if "previous" in read else None,
+            flow=stored_flow(shards) if "flow" in read else None,
         )
 
     def _labels(self, stage: Stage, domain: str) -> Labels:

@@ -1,6 +1,6 @@
-"""Reports on a finished run: scores, predictions and features on any converted split.
+"""A finished run, scored again: numbers, predictions and features on any converted split.
 
-A report is made of shares, strided sets of images, that any map-like callable may run anywhere: its
+It is made of shares, strided sets of images, that any map-like callable may run anywhere: its
 numbers and files are the same for any number of workers.  It opens evaluation labels after the
 training is over, and changes nothing in the run but its own folder.
 
@@ -128,7 +128,7 @@ def read_share(share: Share) -> Result:
             counts = count_pixels(label[None].to(device), predicted[None], segmentor.num_classes)
             confusions[index] = counts[0].cpu().numpy()
         _write_files(job, shards, index, predicted.cpu().numpy())
-        if job.analysis:
+        if job.analysis and label is not None:
             features = segmentor(
                 load_image(shards, index, job.settings.size).to(device), "target"
             ).features[0]

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from spcl import atomic
+from spcl import atomic, elastic
 from spcl import chosen_by as choices
 from spcl.config import Config, differences, from_dict
 from spcl.errors import ConfigError
@@ -33,11 +33,21 @@ def find_run(config: Config, storage: Path, name: str) -> RunFolder:
         old = run_config(run.folder)
         changed = differences(old, config)
         if changed:
+            why = _of_workers(old, config) if len(changed) == 1 else ""
             raise ConfigError(
-                f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); "
+                f"run {name!r} exists with other settings ({'; '.join(changed[:5])}); {why}"
                 f"choose another --name, or remove it with: python -m spcl.runs rm {name}"
             )
     return run
+
+
+def _of_workers(old: Config, new: Config) -> str:
+    """Why a run may not go on with another number of workers, if that is all that differs."""
+    meant, asked = old.train.workers, new.train.workers
+    stages = [stage for stage in new.stages if new.by_rank(stage)]
+    if meant == asked or not stages:
+        return ""
+    return elastic.refusal(stages[0], new.by_rank(stages[0]), meant, asked) + "; or "
 
 
 def open_run(config: Config, storage: Path, name: str) -> RunFolder:

@@ -178,7 +178,7 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _convert(value: Any, kind: Any, key: str, field: dataclasses.Field) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, str) and any(f.name == "name" for f in dataclasses.fields(kind)):
             value = {"name": value}  # model=tiny is short for model.name=tiny
         if not isinstance(value, Mapping):
@@ -266,7 +266,7 @@ def scientific(section: Any) -> dict[str, Any]:
 
     Leaving defaults out keeps the keys of old artefacts valid when a setting is added.
     """
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):

@@ -33,13 +33,13 @@ class Stage:
 
     kind: str
     title: str  # unique within a recipe; for people
-    method: str | None  # of a training stage
+    method: str  # of a training stage, else ""
     version: int
     seed: int
     settings: Mapping[str, Any]
     data: Mapping[str, str | None]  # role -> fingerprint; None: the data are not there yet
     inputs: Mapping[str, "Stage"] = field(default_factory=dict)  # role -> stage
-    reader: str | None = None  # of a pass: the method that it is made for
+    reader: str = ""  # of a pass: the method that it is made for
 
     @cached_property
     def key(self) -> str:
@@ -97,10 +97,10 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
         roles: tuple[str, ...],
         *,
         version: int | None = None,
-        reader: str | None = None,
+        reader: str = "",
         **inputs: Stage,
     ) -> Stage:
-        method = title if kind == "train" else None
+        method = title if kind == "train" else ""
         version = KIND_VERSIONS[kind] if version is None else version
         fingerprints = {role: data[role] for role in roles}
         stage = Stage(
@@ -112,7 +112,9 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
     trained: list[Stage] = []
     for name in config.stages:
         method, section = METHODS[name], config.of(name)
-        inputs = {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
+        inputs: dict[str, Any] = (
+            {"checkpoint": trained[-1]} if trained and section.start == "trained" else {}
+        )
         for look in method.passes:
             inputs[look.name] = add(
                 look.name,
@@ -131,7 +133,7 @@ def plan(config: Config, data: Mapping[str, str | None]) -> list[Stage]:
         settings = _without_empty(
             network=network,
             train=_train_settings(config, name) | {"batch": config.batch_of(name)},
-            method=_without_start(scientific(section)),
+            method=_without_start(old_words.renamed_in_key(name, scientific(section))),
             extras={extra: _extra_settings(config, extra) for extra in section.extras},
             **{more: scientific(config.named(more)) for more in method.sections},
             **{role: _stream_settings(getattr(config, role)) for role in domains},
@@ -187,7 +189,7 @@ def _without_start(chosen: dict[str, Any]) -> dict[str, Any]:
 
 def _stream_settings(section: Any) -> dict[str, Any]:
     # The data's fingerprint says which samples; where they lie says nothing more.
-    usual = {field.name: field.default for field in dataclasses.fields(section)}
+    usual: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(section)}
     chosen = old_words.in_key(scientific(section), usual[old_words.ORDER])
     return {k: v for k, v in chosen.items() if k not in ("dataset", "split", "holdout")}
 

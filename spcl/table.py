@@ -32,7 +32,7 @@ def rows(settings: type, prefix: str = "") -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, kind, field, _ in members(settings):
         key = prefix + name
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             found |= rows(kind, key + ".")
             continue
         plain = isinstance(kind, type) and not typing.get_args(kind)

@@ -28,7 +28,7 @@ class Telemetry:
 
     def __init__(self, folder: Path | None, live: "LiveLine | None" = None):
         self.folder, self.live = folder, live
-        self._board = None
+        self._board: Board | None = None
 
     def write(self, stage: str, step: int, steps: int, **values: Any) -> None:
         if self.folder is None:
@@ -61,6 +61,7 @@ class Telemetry:
     @property
     def board(self) -> "Board":
         if self._board is None:
+            assert self.folder is not None, "only rank 0 has a board"
             self._board = Board(self.folder / "tensorboard")
         return self._board
 

@@ -8,47 +8,14 @@ import datetime
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from spcl import cli
 from spcl.errors import ConfigError, UserError
-
-if TYPE_CHECKING:
-    from spcl.launch import Request
-    from spcl.telemetry import LiveLine
-    from spcl.trainer import Report
 
 EXAMPLE = """example:
   python -m spcl.train --benchmark streets --method spcl --seeds 0..4
   torchrun --nproc-per-node 2 -m spcl.train --benchmark streets spcl.contrast_weight=0
 """
-
-
-def run_on_rank(
-    request: Request, local_rank: int, report: Report, live: LiveLine | None = None
-) -> dict:
-    """Run one request in a process group that exists already (or alone); returns the summary.
-
-    A UserError goes to FAILED.json, too, and on.
-    """
-    from spcl import distributed
-    from spcl.devices import choose_device
-    from spcl.lease import LeaseLost
-    from spcl.recipe import Recipe
-    from spcl.results.store import RunFolder
-    from spcl.telemetry import Telemetry
-    from spcl.trainer import Surroundings
-
-    run = RunFolder(request.storage / request.name)
-    telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
-    try:
-        device = choose_device(request.config.train, local_rank)
-        around = Surroundings(device, telemetry, report)
-        return Recipe(request.config, request.data, run, around)()
-    except UserError as error:
-        with contextlib.suppress(LeaseLost):  # then what the folder says is another's
-            run.fail(str(error), type(error).__name__)
-        raise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,11 +68,26 @@ def _join_group(arguments: argparse.Namespace) -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
 
 
+def _check_file(arguments: argparse.Namespace, workers: int) -> None:
+    """ConfigError where a --config file is of another number of workers, and that matters."""
+    from spcl import elastic
+    from spcl.config import load
+    from spcl.settings import flatten, read_yaml
+
+    if "train.workers" not in flatten(read_yaml(arguments.config)):
+        return
+    config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    for stage in config.stages:
+        elastic.expect(stage, config.by_rank(stage), config.train.workers, workers)
+
+
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
     from spcl.devices import choose_device
     from spcl.lease import Lease, under
+    from spcl.piece import on_rank
+    from spcl.recipe import Recipe
     from spcl.results.store import RunFolder
     from spcl.telemetry import LiveLine
 
@@ -116,6 +98,8 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
                 f"without Ray train.workers is the number of processes, {workers} here, got "
                 f"{given}; leave it out, and start more with torchrun or ray_jobs/train.py"
             )
+    if arguments.config and not any(s.startswith("train.workers=") for s in arguments.settings):
+        _check_file(arguments, workers)
     arguments.settings = [*arguments.settings, f"train.workers={workers}"]
     if not first:
         distributed.barrier()  # rank 0 makes data and folders before the others look
@@ -146,7 +130,7 @@ def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
             shared = distributed.gather(lease and lease.id)[0]  # every rank works under rank 0's
             with under(run.folder, shared):
                 live = LiveLine() if first else None
-                run_on_rank(request, local_rank, lambda metrics: None, live)
+                on_rank(request.piece, Recipe.__call__, local_rank, live=live)
         if first:
             launch.show_done(request, run)
     if first:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spcl import checkpoint, distributed, heartbeat, optimization
+from spcl import checkpoint, distributed, elastic, heartbeat, optimization
 from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.data.labels import TRAIN_ID_COLORS
@@ -65,7 +65,7 @@ def fit(
     stage: StageConfig = method.config
     device = around.device
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
-    method.to(device, memory_format=layout).train()
+    method.to(device).to(memory_format=layout).train()
     if train.compile:
         method.segmentor.compile()
     # Optimizers hold the parameters that were moved above, so they come after the move.
@@ -74,7 +74,9 @@ def fit(
     share = data.batch // distributed.world_size()
     # Gives every rank the buffers of rank 0, so it comes before a checkpoint is loaded.
     running = runner(method, share, train, device.type)
-    start = _resume(name, method, optimizers, checkpoints, around)
+    sections = {name: stage} | {n: extra.config for n, extra in method.extras().items()}
+    by_rank = elastic.choices(sections, train.reduction)
+    start = _resume(name, method, optimizers, checkpoints, around, by_rank)
     window = Window(device)
 
     for number, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
@@ -119,7 +121,7 @@ def fit(
             around.telemetry.panel(name, done, _panel(method, batch, around))
         if save:
             # Gathered from all ranks, written by one: Ray's restart and a new launch both find it.
-            state = _state(method, optimizers, done)
+            state = _state(method, optimizers, done, by_rank)
             if distributed.rank() == 0:
                 checkpoints.save(done, state)
             around.report({"stage": name, "step": done})
@@ -170,6 +172,7 @@ class Window:
 
     def read(self, data: Steps, stage: str) -> tuple[dict[str, float], float]:
         """Mean of each term over the window and all ranks, and steps per second; then clear."""
+        assert self.sums is not None, "a window is read after a step"
         sums = distributed.all_reduce(self.sums)
         bad = [step for step in distributed.gather(int(self.first_bad)) if step >= 0]
         if bad:
@@ -194,7 +197,7 @@ def _batches(
         yield batch.to(device, train.channels_last)
 
 
-def _state(method: Method, optimizers: list, step: int) -> dict[str, Any]:
+def _state(method: Method, optimizers: list, step: int, by_rank: elastic.Choices) -> dict[str, Any]:
     """What a checkpoint holds; every rank calls it, as it has each one's buffers if they differ."""
     state = {
         "schema": checkpoint.SCHEMA,
@@ -202,14 +205,20 @@ def _state(method: Method, optimizers: list, step: int) -> dict[str, Any]:
         "method": method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    if method.config.by_rank:
+    if by_rank:
+        state["workers"] = distributed.world_size()
         own = {name: buffer.cpu() for name, buffer in method.named_buffers()}
         state["buffers"] = distributed.gather(own)
     return state
 
 
 def _resume(
-    name: str, method: Method, optimizers: list, checkpoints: Checkpoints, around: Surroundings
+    name: str,
+    method: Method,
+    optimizers: list,
+    checkpoints: Checkpoints,
+    around: Surroundings,
+    by_rank: elastic.Choices,
 ) -> int:
     """Load the newest checkpoint into everything; returns the first step still to do.
 
@@ -221,8 +230,10 @@ def _resume(
     if path is None:
         return 0
     state = checkpoint.load(path, around.device)
+    if by_rank and "workers" in state:  # older code's do not say
+        elastic.expect(name, by_rank, state["workers"], distributed.world_size())
     method.load_state_dict(state["method"])
-    if method.config.by_rank:
+    if by_rank and "buffers" in state:  # nor have them for train.reduction alone
         method.load_state_dict(state["buffers"][distributed.rank()], strict=False)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

@@ -128,7 +128,7 @@ def _checked(logits: Tensor) -> Tensor:
 
 def _read_source(predict: Predict, shards: ShardSet, size: tuple[int, int]) -> tuple[float, float]:
     """mIoU over the classes that the images show, at the labels' size, and the temperature."""
-    confusion: Tensor | int = 0
+    confusion = torch.tensor(0)
     logits, truth = [], []
     for batch in _batches(len(shards), size):
         coarse = _checked(predict(torch.cat([load_image(shards, i, size) for i in batch])))
@@ -143,7 +143,7 @@ def _read_source(predict: Predict, shards: ShardSet, size: tuple[int, int]) -> t
             logits.append(scores[0].flatten(1)[:, where].mT)
             truth.append(label.flatten()[where].long())
     matrix = confusion[0].cpu().numpy()
-    miou, _ = mean_iou(matrix, np.flatnonzero(matrix.sum(1)))
+    miou, _ = mean_iou(matrix, np.flatnonzero(matrix.sum(1)).tolist())
     return miou, fit_temperature(torch.cat(logits), torch.cat(truth))
 
 

@@ -47,6 +47,20 @@ def test_no_arrow_points_back(folder, forbidden):
     assert within(folder, *forbidden) == []
 
 
+def test_searches_and_sweeps_do_not_import_each_other():
+    """What both share is in ray_jobs or spcl; the leaderboard knows neither."""
+    kinds: dict[str, set[str]] = {"sweep": set(), "search": set(), "leaderboard": set()}
+
+    def kind(module: str) -> str:
+        name = module.split(".")[1]
+        return "sweep" if name.startswith("sweep") else name if name in kinds else "search"
+
+    for path in (ROOT / "tune").glob("[a-z]*.py"):
+        found = {n for n in imports(path) if n.startswith("tune.")}
+        kinds[kind(f"tune.{path.stem}")] |= {kind(name) for name in found}
+    assert kinds == {"sweep": {"sweep"}, "search": {"search"}, "leaderboard": set()}
+
+
 SHARED = {"base", "passes", "parts"}  # what is of no single method
 
 

@@ -118,7 +118,7 @@ def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 
         segmentor(norm, model),
         METHODS[name].Config(
             **{"steps": steps, "horizon": 100, "learning_rate": 0.01, "head_multiplier": 1.0}
-            | ({"critic_width": 4} if name in ("adversarial", "asanet") else {})
+            | ({"discriminator_width": 4} if name in ("adversarial", "asanet") else {})
             | ({"temperature": 0.1, "contrast_weight": 0.1} if name == "spcl" else {})
             | (SDCA if name == "sdca" else {})
             | config

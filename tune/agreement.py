@@ -19,9 +19,10 @@ AGREEMENT = "agreement.json"
 
 def candidates(experiment: Experiment) -> list[dict[str, Any]]:
     """The last records of the best configurations: higher rungs first, then by score."""
-    last = {r["configuration"]: r for r in experiment.done if experiment.score(r) is not None}
-    ranked = sorted(last.values(), key=lambda r: (-r["rung"], -experiment.score(r)))
-    return ranked[:TOP]
+    scored = [(r, s) for r in experiment.done if (s := experiment.score(r)) is not None]
+    last = {record["configuration"]: (record, score) for record, score in scored}
+    ranked = sorted(last.values(), key=lambda one: (-one[0]["rung"], -one[1]))
+    return [record for record, _ in ranked[:TOP]]
 
 
 def write_agreement(

@@ -1,35 +1,17 @@
 """What a search would cost: jobs, steps, memory, and device-hours where a step is timed."""
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from spcl.artefacts import ArtefactStore
-from spcl.config import Config
 from spcl.data.catalog import expect_data
 from spcl.data.planned import Planned, count_classes, last_lines
-from spcl.devices import choose_device, set_up_torch
+from spcl.devices import set_up_torch
 from spcl.dry_run import key_columns, mebibytes, memory
-from spcl.gradients import runner
-from spcl.networks import new_method, new_segmentor, random_batch
-from spcl.randomness import Step
 from spcl.stages import plan
-from spcl.trainer import total
+from spcl.timing import HOUR, UNTIMED, step_seconds, timed_on
 from tune.jobs import touched
 from tune.request import Search
 from tune.rungs import SOURCE_ONLY, added_steps, at_rung, expected_jobs
-
-HOUR = 3600
-CPU_MEMORY = 2 * 2**30  # bytes; a step that needs more is timed with one image
-TIMED_STEPS = 4
-UNTIMED = "no step was timed (--time tells device-hours of this machine)"
-
-
-def is_timed(config: Config, asked: bool) -> bool:
-    """Whether a dry run times steps: on a GPU always, on a CPU, which takes long, if asked to."""
-    return asked or (torch.cuda.is_available() and config.train.device != "cpu")
 
 
 def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
@@ -74,10 +56,11 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
     need: dict[str, int] = {}  # by stage, as `seconds`; both empty if the classes are unknown
     seconds: dict[str, float] = {}
     trained = dict.fromkeys([*search.reference_stages, *closed.stages])
-    for name in trained if classes else ():
-        batch = closed.batch_of(name) // search.devices
-        need[name] = memory(closed, name, batch, classes, search.devices)
-    if timed and classes:
+    if classes is not None:
+        for name in trained:
+            batch = closed.batch_of(name) // search.devices
+            need[name] = memory(closed, name, batch, classes, search.devices)
+    if timed and classes is not None:
         set_up_torch(config.train)
         seconds = {n: step_seconds(closed, n, classes, search.devices) for n in trained}
 
@@ -141,43 +124,3 @@ def _to_make(
             if made and not (stage.has_key and store.has(stage)):
                 steps[stage.method] = recipe.of(stage.method).steps
     return steps
-
-
-def timed_on(config: Config) -> str:
-    """What the hours of a dry run were made from."""
-    device = choose_device(config.train, 0).type
-    return f"on this machine's {device} (the fastest of {TIMED_STEPS} steps on random numbers)"
-
-
-def step_seconds(config: Config, name: str, classes: int, devices: int) -> float:
-    """Seconds of one step of a stage on this machine's device, its share of the batch."""
-    device = choose_device(config.train, 0)
-    batch = max(1, config.batch_of(name) // devices)
-    small = device.type == "cpu" and memory(config, name, batch, classes) > CPU_MEMORY
-    images = 1 if small else batch
-    what = (
-        f"{TIMED_STEPS} steps of {name} on this machine's {device.type}, {images} image(s) a domain"
-    )
-    print(f"timing {what}, random numbers", file=sys.stderr, flush=True)
-    return batch / images * _timed(config, name, classes, images, device)
-
-
-def _timed(config: Config, name: str, classes: int, batch: int, device: torch.device) -> float:
-    segmentor = new_segmentor(config, classes, weights="none")
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    method = new_method(config, name, segmentor).to(device, memory_format=layout).train()
-    running = runner(method, batch, config.train, device.type)
-    optimizers = method.all_optimizers()
-    data = random_batch(config, name, batch, classes).to(device, config.train.channels_last)
-    seconds = []
-    for step in range(TIMED_STEPS):  # the first one sets things up, and others may be disturbed
-        started = time.perf_counter()
-        loss, _ = total(running.terms(data, Step(step)))
-        running.backward(loss)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spcl import records
+from spcl import old_words, records
 from spcl.chosen_by import ChosenBy
 from spcl.data.sampling import hash_chosen
 from spcl.errors import ConfigError, DataError
@@ -108,7 +108,7 @@ class Experiment:
             return None
         top = max(record["rung"] for record in scored)
         # Of equal scores the first configuration's, so that the choice is one.
-        return max((r for r in scored if r["rung"] == top), key=self.score)
+        return max((r for r in scored if r["rung"] == top), key=lambda r: self.score(r) or 0.0)
 
     @property
     def agreement(self) -> int | None:
@@ -119,7 +119,8 @@ class Experiment:
     @property
     def default(self) -> int:
         """Number of the default configuration; searches of older code call it the published one."""
-        return self.request.get("default", self.request.get("published"))
+        name = "default" if "default" in self.request else "published"
+        return self.request[name]
 
     @property
     def picks(self) -> list[int]:
@@ -164,6 +165,9 @@ def read_job(path: Path) -> dict[str, Any]:
     """A job's record.  DataError names a damaged one."""
     record = read(path)
     _check_keys(record, ("configuration", "rung", "status"), path, WAY_OUT)
+    for names in ("parameters", "settings"):
+        if names in record:
+            record[names] = old_words.renamed_all(record[names])
     return record
 
 
@@ -175,7 +179,7 @@ def read_request(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise DataError(f"{error}; {way_out}") from None
     _check_keys(request, ("objective", "rungs", "space", "config"), path, way_out)
-    return request
+    return request | {"space": old_words.renamed_space(request["space"])}
 
 
 def _check_keys(values: dict[str, Any], keys: Sequence[str], path: Path, way_out: str) -> None:

@@ -8,47 +8,41 @@ the target unless the search's objective is made of labels.
 """
 
 import contextlib
-import gc
 import itertools
 import json
 import os
 import socket
 import time
-import traceback
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ray_jobs.group import stop, stopped, worker_group
+from ray_jobs.piece import perform, waiting_lease
 from spcl import atomic, distributed, records
-from spcl.commit import VARIABLE
-from spcl.config import Config, from_dict
+from spcl.config import from_dict
 from spcl.data.catalog import split_source
 from spcl.data.shards import ShardSet
-from spcl.devices import choose_device
-from spcl.errors import StorageError, UserError
+from spcl.errors import StorageError
 from spcl.evaluate import evaluate
-from spcl.lease import EXPIRES, Lease, LeaseLost, check, under
+from spcl.lease import check
 from spcl.models.segmentor import Segmentor
 from spcl.networks import load_segmentor
+from spcl.piece import Piece
 from spcl.protocols import headline, score
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.sections import Evaluation
 from spcl.settings import build
 from spcl.stages import Stage
-from spcl.telemetry import Telemetry
-from spcl.trainer import Surroundings
 from spcl.validation import few_label, validate
 from tune.experiment import REFERENCE, halves, read_job
 from tune.rungs import SOURCE_ONLY
 
 BOOTSTRAP = 200  # resamples of the images, for the standard deviations that scores are divided by
-LEASE_POLL = 0.5  # seconds
 ATTEMPTS = "attempts.jsonl"  # of a configuration: when each began
 SHARED = "shared_steps.jsonl"  # steps of shared stages that its attempts set out to make
 STOPPED = "stopped"  # in what a trial reports: why nothing more can be written
@@ -89,6 +83,18 @@ class Job:
         name = "reference" if self.is_reference else f"{self.configuration:04d}"
         return RunFolder(Path(self.experiment) / "configurations" / name)
 
+    @property
+    def piece(self) -> Piece:
+        return Piece(
+            config=self.config,
+            data=self.data,
+            run=str(self.run.folder),
+            storage=self.storage,
+            continued=True,  # a rung goes on where the one below ended
+            one_of_many=True,
+            commit=self.commit,
+        )
+
 
 def record_path(experiment: Path, configuration: int, rung: int) -> Path:
     name = "reference" if configuration == REFERENCE else f"{configuration:04d}-{rung}"
@@ -112,41 +118,15 @@ def run(job: Job) -> dict[str, Any]:
     Raises only what another attempt may mend, and StorageError.
     """
     with waiting_lease(job.run.folder) as lease:
-        if job.record.exists():
-            return read_job(job.record)
-        attempts = _count_attempt(job)
-        if from_dict(job.config).train.workers > 1:
-            _nested(job, attempts, lease.id)
-        else:
-            attempt(job, attempts)
-    free_memory()
-    return read_job(job.record)
-
-
-def free_memory() -> None:
-    """After a piece of work: the process is used again."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-@contextlib.contextmanager
-def waiting_lease(folder: Path) -> Iterator[Lease]:
-    """One writer per configuration; a killed driver's workers live on for some seconds."""
-    deadline = time.monotonic() + 2 * EXPIRES
-    lease = Lease(folder)
-    while True:
-        try:
-            lease.__enter__()
-            break
-        except UserError as error:
-            if isinstance(error, StorageError) or time.monotonic() > deadline:
-                raise
-            time.sleep(LEASE_POLL)
-    try:
-        yield lease
-    finally:
-        lease.__exit__()
+        if not job.record.exists():
+            attempts = _count_attempt(job)
+            work = partial(make_and_record, job=job, attempts=attempts)
+            failed = perform(job.piece, work, lease.id, job.worker)
+            if failed and not job.record.exists():
+                write_failure(job, failed, attempts)
+        if not job.record.exists():
+            raise RuntimeError("the workers ended without a record")
+        return read_job(job.record)
 
 
 def _count_attempt(job: Job) -> int:
@@ -177,40 +157,17 @@ def spent_before(job: Job) -> float:
     return spent * from_dict(job.config).train.workers
 
 
-def _shared_steps(job: Job, to_make: dict[str, int]) -> dict[str, int]:
-    """Steps of the shared stages that this job makes; those of its killed attempts, too."""
-    path = job.run.folder / SHARED
-    if to_make and distributed.rank() == 0:
-        atomic.append(path, json.dumps({"rung": job.rung, "steps": to_make}))
-    made = dict(to_make)
-    for line in _lines(path):
-        made |= line["steps"] if line["rung"] == job.rung else {}
-    return made
-
-
-def attempt(job: Job, attempts: int, local_rank: int = 0) -> None:
-    """Run the job on this rank; its record stands afterwards, done or failed.
-
-    StorageError where nothing more can be written: the job is then neither.
-    """
+def make_and_record(recipe: Recipe, job: Job, attempts: int) -> None:
+    """On every rank: make the job's stages, validate the network, write the record."""
     started = time.perf_counter()
-    try:
-        found = _at_rungs(job, local_rank) if job.reference_steps else _work(job, local_rank)
-    except (StorageError, LeaseLost):
-        raise  # nothing can be written, or the record is for another process to write
-    except Exception as error:
-        write_failure(job, _reason(error), attempts)
-        atomic.write_bytes(job.run.folder / "traceback.txt", traceback.format_exc().encode())
-        if distributed.world_size() > 1:
-            raise  # other ranks wait for this one until Ray stops the group
-        return
+    found = _at_rungs(job, recipe) if job.reference_steps else _work(job, recipe)
     seconds = (time.perf_counter() - started) * distributed.world_size()
     if distributed.rank() == 0:
         spent = seconds + spent_before(job)
         _write(job, status="done", attempts=attempts, device_seconds=spent, **found)
 
 
-def _at_rungs(job: Job, local_rank: int) -> dict[str, Any]:
+def _at_rungs(job: Job, recipe: Recipe) -> dict[str, Any]:
     """What `_work` finds of a source-only reference, and for each rung after as many steps.
 
     The shorter ones come first, so that each goes on from the one before.
@@ -218,56 +175,66 @@ def _at_rungs(job: Job, local_rank: int) -> dict[str, Any]:
     section = job.config[SOURCE_ONLY]
     earlier = {}
     for steps in sorted({*job.reference_steps} - {section["steps"]}):
-        shorter = job.config | {SOURCE_ONLY: section | {"steps": steps}}
-        earlier[steps] = _work(replace(job, config=shorter), local_rank)["validators"]
-    found = _work(job, local_rank)
+        shorter = from_dict(job.config | {SOURCE_ONLY: section | {"steps": steps}})
+        beginning = Recipe(
+            shorter,
+            Path(job.data),
+            recipe.run,
+            recipe.around,
+            storage=Path(job.storage),
+            continued=True,
+        )
+        earlier[steps] = _work(job, beginning)["validators"]
+    found = _work(job, recipe)
     rungs = [earlier.get(steps, found["validators"]) for steps in job.reference_steps]
     return found | {"rungs": rungs}
 
 
-def _work(job: Job, local_rank: int) -> dict[str, Any]:
-    os.environ[VARIABLE] = job.commit
-    config, run = from_dict(job.config), job.run
-    device = choose_device(config.train, local_rank)
-    around = Surroundings(device, Telemetry(run.folder if distributed.rank() == 0 else None))
-    data, storage = Path(job.data), Path(job.storage)
-    recipe = Recipe(config, data, run, around, storage=storage, continued=True)
+def _work(job: Job, recipe: Recipe) -> dict[str, Any]:
     shared = [stage for stage in recipe.stages if not touched(stage, job.shared)]
-    to_make = {
-        stage.method: config.of(stage.method).steps
-        for stage in shared
-        if stage.method and not recipe.store.has(stage)
-    }
-    made = _shared_steps(job, to_make)
+    made = _shared_steps(job, recipe, shared)  # before anything is: of a kill nothing else tells
     wanted = shared if job.is_reference else recipe.stages
     if job.is_reference:
         recipe.make(wanted)
     else:
         recipe()
     scored = [stage for stage in wanted if stage.kind in ("train", "statistics")][-1]
-    folder = recipe.store.open(scored)
-    classes = len(recipe.shards["source"].class_names)
-    segmentor = load_segmentor(config, classes, folder).to(device).eval()
     return {
         "artefact": scored.folder,
         "steps": 0 if job.is_reference else job.steps,
         "shared_steps": made,
-        "validators": _validators(job, config, segmentor, recipe.shards["target"], device),
+        "validators": _validators(job, recipe, scored),
     }
+
+
+def _shared_steps(job: Job, recipe: Recipe, shared: Sequence[Stage]) -> dict[str, int]:
+    """Steps of the shared stages that this job makes; those of its killed attempts, too."""
+    made = {
+        stage.method: recipe.config.of(stage.method).steps
+        for stage in shared
+        if stage.method and not recipe.store.has(stage)
+    }
+    path = job.run.folder / SHARED
+    if made and distributed.rank() == 0:
+        atomic.append(path, json.dumps({"rung": job.rung, "steps": made}))
+    for line in _lines(path):
+        made |= line["steps"] if line["rung"] == job.rung else {}
+    return made
 
 
 def touched(stage: Stage, shared: Sequence[str]) -> bool:
     """Does a parameter of the space change this stage's result?"""
-    mine = stage.method is not None and stage.method not in shared
+    mine = stage.method != "" and stage.method not in shared
     return mine or any(touched(other, shared) for other in stage.inputs.values())
 
 
-def _validators(
-    job: Job, config: Config, segmentor: Segmentor, target: ShardSet, device: torch.device
-) -> dict[str, Any]:
-    data = Path(job.data)
+def _validators(job: Job, recipe: Recipe, scored: Stage) -> dict[str, Any]:
+    config, data, device = recipe.config, Path(job.data), recipe.around.device
+    classes = len(recipe.shards["source"].class_names)
+    segmentor = load_segmentor(config, classes, recipe.store.open(scored)).to(device).eval()
     held = split_source(config, ShardSet(data / config.source.dataset / config.source.split))[1]
     bootstrap = BOOTSTRAP if job.is_reference else 0
+    target = recipe.shards["target"]
     found = validate(segmentor, held, target, config, device, bootstrap=bootstrap)
     if job.few_label:
         labelled = ShardSet(data / config.target.dataset / LABELLED_SPLIT)
@@ -290,7 +257,7 @@ def _oracle(
 
 def write_failure(job: Job, reason: str, attempts: int) -> None:
     """The record of a job that gave no network."""
-    nothing = {"artefact": None, "steps": 0, "shared_steps": {}, "validators": {}}
+    nothing: dict[str, Any] = {"artefact": None, "steps": 0, "shared_steps": {}, "validators": {}}
     _write(job, status="failed", reason=reason, attempts=attempts, device_seconds=0.0, **nothing)
 
 
@@ -307,51 +274,3 @@ def _write(job: Job, **found: Any) -> None:
     }
     check(job.run.folder)  # the record lies outside of it
     records.write(job.record, record | found)
-
-
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
-
-
-# More than one device.
-
-
-def _nested(job: Job, attempts: int, lease: str) -> None:
-    """Run the job in a Ray Train worker group; what that raises without a record, this raises."""
-    train = from_dict(job.config).train
-    launch, folder = uuid.uuid4().hex[:12], Path(job.experiment) / "ray" / "train"
-    trainer = worker_group(
-        nested_worker,
-        {"job": asdict(job), "attempts": attempts, "launch": launch, "lease": lease},
-        folder,
-        train.workers,
-        job.worker,
-        timeout=train.collective_timeout,
-        restarts=0,
-        name=launch,
-    )
-    try:
-        with atomic.writing(folder):
-            trainer.fit()
-    except Exception:
-        if stopped(launch):
-            raise StorageError(stopped(launch)) from None
-        if not job.record.is_file():
-            raise
-    if not job.record.is_file():
-        raise RuntimeError("the workers ended without a record")
-
-
-def nested_worker(values: dict[str, Any]) -> None:
-    """What each worker of the group runs."""
-    from ray.train.torch import get_device
-
-    job = Job(**values["job"])
-    try:
-        with under(job.run.folder, values["lease"]):
-            attempt(job, values["attempts"], get_device().index or 0)
-    except StorageError as error:
-        stop(values["launch"], str(error))
-        raise

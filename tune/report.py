@@ -131,7 +131,8 @@ def _contour(experiment: Experiment) -> str:
 
 
 def _costs(experiment: Experiment) -> str:
-    figure, spent = go.Figure(), {}
+    figure = go.Figure()
+    spent: dict[int, float] = {}
     points: dict[int, list[tuple[float, float, str]]] = {}
     for record in experiment.done:
         number, value = record["configuration"], experiment.score(record)
@@ -207,7 +208,7 @@ def _study(
     for number in range(max(latest, default=-1) + 1):
         record = latest.get(number)
         value = experiment.score(record) if record else None
-        if value is None:
+        if record is None or value is None:
             study.add_trial(create_trial(state=TrialState.FAIL))
             continue
         values = {k: v for k, v in record[of].items() if keys is None or k in keys}

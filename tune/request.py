@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic, records
+from spcl import atomic, elastic, records
 from spcl.chosen_by import ChosenBy
 from spcl.commit import commit
 from spcl.config import Config, differences, from_dict
@@ -98,7 +98,9 @@ class Search:
     @property
     def chosen_by(self) -> ChosenBy:
         """Who chooses its configurations: itself, and whoever chose where it begins."""
-        own = ChosenBy(search=self.name, objective=self.objective, label_budget=self.label_budget)
+        own = ChosenBy(
+            search=self.name, objective=self.objective, label_budget=self.label_budget or 0
+        )
         return self.config.chosen_by | own
 
     def config_of(self, number: int, parameters: Parameters) -> tuple[Config, dict[str, Any]]:
@@ -163,7 +165,7 @@ class Search:
             configuration=number,
             rung=rung,
             config=here.as_dict(),
-            label_budget=self.label_budget,
+            label_budget=self.label_budget or 0,
             few_label=self.few_label,
             oracle=oracle,
             commit=str(commit()),
@@ -182,6 +184,7 @@ class Search:
             "seed": self.seed,
             "sampler": self.sampler,
             "promotion": self.promotion,
+            "devices": self.devices,
             "holdout": self.config.source.holdout,
             "default": DEFAULT,
             "settings": list(self.settings),
@@ -201,18 +204,23 @@ class Search:
         """
         path = self.folder / "search.yaml"
         if path.exists():
-            changed = _changes(read_request(path), self.as_dict())
+            old = read_request(path)
+            changed = _changes(old, self.as_dict())
             if changed:
                 raise ConfigError(
                     f"search {self.name!r} exists and asked for something else "
                     f"({'; '.join(changed[:5])}); choose another --name"
                 )
+            # Rungs go on from each other's checkpoints.
+            for stage in self.config.stages:
+                choices, meant = self.config.by_rank(stage), old.get("devices", self.devices)
+                elastic.expect(stage, choices, meant, self.devices)
         atomic.write_bytes(path, dump_yaml(records.seal(self.as_dict())).encode())
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lines "key: a -> b" of what makes it another search."""
-    free = ("data", "storage", "settings", "config", "schema", records.CHECKSUM)
+    free = ("data", "storage", "settings", "devices", "config", "schema", records.CHECKSUM)
     if "published" in old:  # what older code calls it
         old = old | {"default": old["published"]}
         del old["published"]

@@ -115,7 +115,7 @@ def ladder(config: Config, keys: Collection[str]) -> tuple[Rung, ...]:
     steps = {name: config.of(name).steps for name in config.stages}
     before = {name: steps[name] for name in config.stages[:first]}
     touched, *later = config.stages[first:]
-    rungs = []
+    rungs: list[Rung] = []
     for fraction in FRACTIONS:
         part = math.ceil(steps[touched] * fraction)
         if not rungs or part > rungs[-1].steps[touched]:  # a stage of two steps has no quarter
@@ -186,6 +186,7 @@ def cost_aware(
         number, rung = job
         last, before = known[number, rung - 1], known.get((number, rung - 2), shared)
         start = before.score if before and before.score is not None else 0.0
+        assert last.score is not None, "only what has a score is promoted"
         return (last.score - start) / max(last.seconds, SHORTEST)
 
     # max keeps the first of equal ones, which is that of the highest rung.
@@ -218,8 +219,8 @@ def last_resort(results: Sequence[Result], rungs: int) -> JobKey | None:
 
 def _best_first(results: Sequence[Result]) -> list[Result]:
     """Those with a score, the best first."""
-    scored = [result for result in results if result.score is not None]
-    return sorted(scored, key=lambda result: (-result.score, result.configuration))
+    scored = [(-result.score, result) for result in results if result.score is not None]
+    return [r for _, r in sorted(scored, key=lambda one: (one[0], one[1].configuration))]
 
 
 def _waits(result: Result, results: Sequence[Result], running: Collection[JobKey]) -> bool:

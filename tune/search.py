@@ -194,7 +194,8 @@ def run(argv: Sequence[str] | None) -> int:
 
     search = resolve(arguments)
     if arguments.dry_run:
-        from tune.estimate import describe, is_timed
+        from spcl.timing import is_timed
+        from tune.estimate import describe
 
         missing = missing_splits(arguments, search.config, search.rungs, search.data)
         print(describe(search, missing, is_timed(search.config, arguments.time)))
@@ -228,6 +229,7 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
     if driver.is_over and is_current(Experiment(search.folder)):
         _say(f"{search.name} is finished already")
     else:
+        from ray_jobs import slots
         from tune import trials
 
         driver.worker, driver.slots = _places(search, arguments)
@@ -244,7 +246,7 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
 
         if not is_current(experiment):
             write_agreement(experiment, search.data, search.storage, on_device)
-        trials.leave()
+        slots.leave()
     driver.close()
     write_outputs(search.folder)
 
@@ -253,12 +255,13 @@ def _places(search: Search, arguments: argparse.Namespace) -> tuple[dict[str, fl
     """On the cluster, which is joined or started: what a device of a job reserves, and how many
     jobs run at a time.
     """
+    from ray_jobs import slots
     from tune import trials
 
     trials.connect(arguments.address)
-    worker = trials.worker_resources(search.config.train)
+    worker = slots.worker_resources(search.config.train)
     concurrent = None if arguments.concurrent == AUTO else int(arguments.concurrent)
-    return worker, trials.slots(worker, search.devices, concurrent)
+    return worker, slots.slots(worker, search.devices, concurrent)
 
 
 def find_experiment(name: str, storage: str | None) -> Path:

@@ -164,7 +164,7 @@ def build_space(lines: Mapping[str, Any], config: Config) -> Space:
     if not lines:
         raise ConfigError("a space must name at least one setting to search")
     parameters: list[Parameter] = []
-    for key, line in lines.items():
+    for key, line in old_words.renamed_space(lines).items():
         parameters.append(_parameter(key, line, config, parameters))
     space = Space(tuple(parameters))
     for share in (0.0, 1.0 - 1e-12):  # both ends are values that the recipe takes

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState, create_trial
 from scipy.stats import qmc
 
-from spcl import atomic
+from spcl import atomic, old_words
 from spcl.config import Config
 from spcl.errors import DataError, StorageError
 from spcl.settings import digest
@@ -78,8 +78,8 @@ def view(seed: int, number: int, space: Space, seen: Iterable[Seen]) -> optuna.S
             study.add_trial(
                 create_trial(
                     state=TrialState.PRUNED,
-                    params=inside,
-                    distributions={name: space.distributions[name] for name in inside},
+                    params={old_words.first(name): value for name, value in inside.items()},
+                    distributions={old_words.first(n): space.distributions[n] for n in inside},
                     intermediate_values={} if one.bad else dict(one.scores),
                 )
             )
@@ -88,9 +88,10 @@ def view(seed: int, number: int, space: Space, seen: Iterable[Seen]) -> optuna.S
 
 def _suggest(trial: Trial, space: Space) -> Parameters:
     def value(p: Parameter) -> object:
+        name = old_words.first(p.name)  # Optuna draws in the order of the names
         if p.choices:
-            return trial.suggest_categorical(p.name, p.choices)
-        return trial.suggest_float(p.name, p.low, p.high, log=p.log)
+            return trial.suggest_categorical(name, p.choices)
+        return trial.suggest_float(name, p.low, p.high, log=p.log)
 
     return space.pick(value)
 
@@ -185,7 +186,9 @@ class Journal:
     def started(self) -> dict[int, Started]:
         """Every configuration that was ever started."""
         return {
-            number: Started(trial.user_attrs["parameters"], trial.user_attrs["rung"])
+            number: Started(
+                old_words.renamed_all(trial.user_attrs["parameters"]), trial.user_attrs["rung"]
+            )
             for number, trial in self._trials.items()
         }
 

@@ -80,7 +80,7 @@ def run(argv: Sequence[str] | None) -> int:
     sweep = resolve(
         path,
         arguments.benchmark,
-        list(dict.fromkeys(seeds)),
+        list(dict.fromkeys(seeds or ())),
         arguments.scale,
         arguments.settings,
         data_root(arguments.data),
@@ -94,7 +94,7 @@ def run(argv: Sequence[str] | None) -> int:
     for cell in sweep.distinct:
         check_batches(cell.config, arguments.workers_per_cell)
     if arguments.dry_run:
-        from tune.estimate import is_timed
+        from spcl.timing import is_timed
         from tune.sweep_estimate import describe
 
         print(describe(sweep, is_timed(sweep.distinct[0].config, arguments.time)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from spcl.artefacts import ArtefactStore
 from spcl.data.planned import NOT_CONVERTED, last_lines
 from spcl.devices import set_up_torch
-from tune.estimate import HOUR, UNTIMED, step_seconds, timed_on
+from spcl.timing import HOUR, UNTIMED, step_seconds, timed_on
 from tune.sweep_grid import Cell, Sweep
 
 
@@ -60,7 +60,7 @@ def _to_do(cells: list[Cell], counted: set[str]) -> Iterator[tuple[str, Cell]]:
     """The training stages whose keys are not in `counted`, each once, with a cell that has it."""
     for cell in cells:
         for stage in cell.stages:
-            if stage.method is not None and stage.key not in counted:
+            if stage.method and stage.key not in counted:
                 counted.add(stage.key)
                 yield stage.method, cell
 
@@ -75,6 +75,7 @@ def _seconds(to_do: list[tuple[str, Cell]]) -> dict[str, float]:
         sizes = config.source.size, config.target.size
         kind = (name, config.model, config.batch_of(name), *sizes)
         if kind not in timed:
+            assert cell.classes is not None, "what is timed has its data"
             timed[kind] = step_seconds(config, name, cell.classes, train.workers)
         steps = config.of(name).steps
         seconds[name] = seconds.get(name, 0.0) + steps * timed[kind] * train.workers

@@ -19,7 +19,7 @@ from spcl.data.catalog import (
     open_data,
     prepare_streets,
 )
-from spcl.data.planned import Planned, count_classes, refuse
+from spcl.data.planned import Planned, Split, count_classes, refuse
 from spcl.errors import ConfigError, UserError
 from spcl.layers import check_layer, parse_overrides, read_config
 from spcl.results.store import RunFolder
@@ -63,7 +63,7 @@ class Cell:
 
     def score(self, mean: str) -> float:
         """A mean of the finished run's last stage, in percent."""
-        (row,) = [r for r in self.run.done["table"] if r["stage"] == self.config.stages[-1]]
+        (row,) = [r for r in self.run.result["table"] if r["stage"] == self.config.stages[-1]]
         return 100 * row["means"][mean]["value"]
 
 
@@ -161,7 +161,7 @@ def resolve(
         config = configs[row.name]
         if dry_run:
             check_streets(config, data)
-            shards = expect_data(config, data)
+            shards: Mapping[str, Split] = expect_data(config, data)
         else:
             prepare_streets(config, data, say)
             shards = open_data(config, data)

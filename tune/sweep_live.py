@@ -90,7 +90,7 @@ class Live:
 
 def headline(cell: Cell) -> str:
     """The name of the protocol's first mean."""
-    return next(iter(cell.run.done["table"][-1]["means"]))
+    return next(iter(cell.run.result["table"][-1]["means"]))
 
 
 def last_step(cell: Cell) -> str | None:

@@ -28,7 +28,8 @@ class Schedule:
         self.waiting = [cell for cell in cells if not cell.run.done]
         self.failed: dict[str, str] = {}  # cell -> reason
         self.running: list[Work] = []
-        self._stored, self._made = stored, set()
+        self._stored = stored
+        self._made: set[str] = set()
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Schedule":

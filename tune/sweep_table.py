@@ -50,9 +50,9 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
     means: tuple[str, ...] = ()
     for row in sweep.rows:
         for seed in finished[row.name][:1]:
-            means = tuple(sweep.cells[row.name, seed].run.done["table"][-1]["means"])
+            means = tuple(sweep.cells[row.name, seed].run.result["table"][-1]["means"])
     reported = [name for row in sweep.rows for name in row.published]
-    against = sweep.benchmark if sweep.benchmark in reported else (reported or [None])[0]
+    against = sweep.benchmark if sweep.benchmark in reported else next(iter(reported), None)
     scores = {
         row.name: {
             mean: [sweep.cells[row.name, seed].score(mean) for seed in finished[row.name]]
@@ -62,7 +62,7 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
     }
     lines = []
     for row in sweep.rows:
-        published = dict(row.published.get(against, {}))
+        published = dict(row.published.get(against or "", {}))
         ours = {mean: interval(values)[0] for mean, values in scores[row.name].items() if values}
         difference = {m: ours[m] - value for m, value in published.items() if m in ours}
         lines.append(

@@ -7,15 +7,13 @@ Tune writes is disposable, under a fresh name per launch.
 import json
 import os
 import shutil
-import signal
 import time
 import uuid
 from dataclasses import asdict
 
-from ray_jobs import cluster
-from spcl import atomic, cli
+from ray_jobs import slots
+from spcl import atomic
 from spcl.errors import StorageError, UserError
-from spcl.sections import Train
 from tune.driver import Driver
 from tune.jobs import STOPPED, Job, trial
 
@@ -33,37 +31,7 @@ def connect(address: str | None) -> None:
     """Join or start Ray, with Tune as a search needs it.  UserError if nothing answers."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    cluster.connect(address)
-    for sign in (signal.SIGINT, signal.SIGTERM):  # Ray has put handlers of its own
-        signal.signal(sign, cli.interrupt)
-
-
-def worker_resources(train: Train) -> dict[str, float]:
-    """What one device of a configuration reserves: a GPU, or as many CPUs as it has threads."""
-    each = cluster.worker_resources(train.device)
-    return each if "GPU" in each else {"CPU": float(train.threads)}
-
-
-def slots(worker: dict[str, float], devices: int, concurrent: int | None) -> int:
-    """How many configurations run at a time.  UserError: what was asked for does not fit."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(
-        min(int(node.get(name, 0) // amount) for name, amount in worker.items()) for node in nodes
-    )
-    fit = places // devices
-    if fit < (concurrent or 1):
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in worker.items())
-        have = "; ".join(
-            ", ".join(f"{node.get(name, 0):g} {name}" for name in worker) for node in nodes
-        )
-        raise UserError(
-            f"{concurrent or 1} configuration(s) of {devices} device(s) with {asked} each do not "
-            f"fit the cluster, whose nodes have: {have}; it holds {fit} of them at a time. Lower "
-            "--concurrent, --devices-per-trial or train.threads, or add nodes"
-        )
-    return concurrent or fit
+    slots.connect(address)
 
 
 def climb(driver: Driver, devices: int, max_failures: int) -> None:
@@ -79,7 +47,8 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
             self.trials: dict[str, Job] = {}
             self.error: UserError | None = None
 
-        def suggest(self, trial_id: str) -> dict | str | None:
+        # FINISHED, which the base class documents, is a str that its annotation forgets.
+        def suggest(self, trial_id: str) -> dict | str | None:  # type: ignore[override]
             try:
                 if self.error or driver.is_over:
                     return Searcher.FINISHED
@@ -96,7 +65,7 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
             self, trial_id: str, result: dict | None = None, error: bool = False
         ) -> None:
             job = self.trials.pop(trial_id)
-            if STOPPED in (result or {}):
+            if result and STOPPED in result:
                 self.error = StorageError(result[STOPPED])
                 return
             try:
@@ -145,10 +114,3 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
         raise UserError("Ray Tune ended before the search; the same command continues it")
     for old in folder.iterdir():
         shutil.rmtree(old, ignore_errors=True)
-
-
-def leave() -> None:
-    """Let go of the cluster, or end the one of this command."""
-    import ray
-
-    ray.shutdown()

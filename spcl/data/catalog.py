@@ -10,6 +10,8 @@ import numpy as np
 
 from spcl import protocols
 from spcl.config import Config
+from spcl.data.loader import stored_flow
+from spcl.data.pairs import PairCrops
 from spcl.data.planned import (
     FORMATS,
     RENDERED,
@@ -22,7 +24,8 @@ from spcl.data.planned import (
     plan_split,
     refuse,
 )
-from spcl.data.sampling import hash_chosen
+from spcl.data.reads import domain_of
+from spcl.data.sampling import class_pixels, hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError, DataError, UserError
 
@@ -47,7 +50,8 @@ def roles(config: Config) -> dict[str, tuple[str, str]]:
 def open_data(config: Config, root: Path) -> dict[str, ShardSet]:
     """The splits of a recipe by role; milliseconds.  DataError says what is missing or unfit."""
     refuse(missing_data(config, root), root)
-    return expect_data(config, root)
+    expected = expect_data(config, root)
+    return {role: split for role, split in expected.items() if isinstance(split, ShardSet)}
 
 
 def missing_data(config: Config, root: Path, more: Iterable[tuple[str, str]] = ()) -> list[Planned]:
@@ -97,9 +101,11 @@ def _check(config: Config, splits: Mapping[str, Split]) -> None:
             raise DataError(f"{role} data must be labelled, but {splits[role].folder} is not")
     labelled = [split for split in splits.values() if split.labelled]
     for split in labelled[1:]:
-        check_same_classes(labelled[0].name, labelled[0].class_names, split)
-    if isinstance(splits.get("source"), ShardSet):  # the labels of others are not known
-        check_absent(splits["source"], config.model.absent)
+        check_same_classes(labelled[0].name, labelled[0].class_names or (), split)
+    source = splits.get("source")
+    if isinstance(source, ShardSet):  # the labels of others are not known
+        check_absent(source, config.model.absent)
+    check_streams(config, splits)
     if "evaluation" in splits:
         scored = splits["evaluation"]
         check_native(scored)
@@ -127,7 +133,7 @@ def check_holdout(config: Config, source: Split) -> None:
 
 def check_same_classes(name: str, class_names: Sequence[str], split: Split) -> None:
     """DataError unless a split has these classes, in this order: those of the set `name`."""
-    for number, (one, other) in enumerate(zip_longest(class_names, split.class_names)):
+    for number, (one, other) in enumerate(zip_longest(class_names, split.class_names or ())):
         if one != other:
             raise DataError(
                 f"all sets of a run must have the same classes, but class {number} is "
@@ -137,12 +143,37 @@ def check_same_classes(name: str, class_names: Sequence[str], split: Split) -> N
 
 def check_absent(split: ShardSet, absent: tuple[int, ...]) -> None:
     """ConfigError where a split has labels of classes that the network has no output for."""
-    shown = [k for k in absent if k < len(split.class_names) and split.class_pixels[:, k].any()]
+    pixels = class_pixels(split)
+    shown = [k for k in absent if k < len(split.class_names) and pixels[:, k].any()]
     if shown:
         names = ", ".join(split.class_names[k] for k in shown)
         raise ConfigError(
             f"model.absent={list(absent)} leaves no output for {names}, but {split.name} has "
             f"labels of them; take {', '.join(map(str, shown))} out of model.absent"
+        )
+
+
+def check_streams(config: Config, splits: Mapping[str, Split]) -> None:
+    """Whether the splits hold what the stages' streams read: DataError, or ConfigError of pairs."""
+    for stage in config.stages:
+        for stream, read in config.reads_of(stage).items():
+            domain, where = domain_of(stream), f"stream {stream} of stage {stage}"
+            if isinstance(read, PairCrops):
+                read.check(where, getattr(config, domain).size)
+            else:
+                _check_motion(where, domain, read, splits[domain])
+
+
+def _check_motion(where: str, domain: str, read: frozenset[str], split: Split) -> None:
+    if "previous" in read and split.has_previous is False:
+        raise DataError(
+            f"{where} needs the frame before each image, but {split.name} holds none; set "
+            f"{domain}.split to one with neighbour frames, as cityscapes' train_sequence has"
+        )
+    if "flow" in read and (isinstance(split, Planned) or stored_flow(split) is None):
+        raise DataError(
+            f"{where} needs the flow to the frame before, but none is stored beside {split.name}, "
+            "and this version cannot make it; take the stage out of stages"
         )
 
 

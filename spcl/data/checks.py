@@ -7,6 +7,7 @@ pass finds all problems.  Not here: checks on names (`listing`) and on the whole
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,9 +100,8 @@ def _image_bytes(
     return None
 
 
-def _encoding_message(job: Job, picture: Picture) -> str:
+def _encoding_message(job: Job, kind: LabelFiles, picture: Picture) -> str:
     """A label file is of another form than its dataset's: likely why, and what to do."""
-    kind = job.labels
     expected = " or ".join(ENCODINGS[name].words for name in kind.encodings)
     depth, colour = picture.form
     found = f"{picture.path} is {picture.words}, expected {expected}"
@@ -110,7 +110,7 @@ def _encoding_message(job: Job, picture: Picture) -> str:
             f"{found}: readers stretch its values to 0..255; divide what Pillow reads by "
             f"{255 // (2**depth - 1)} and save it as 8-bit grey PNG"
         )
-    fitting = _fitting_encoding(job, picture)
+    fitting = _fitting_encoding(job, kind, picture)
     if fitting:
         option = f"--label-encoding {fitting}"
         if job.dataset.described_in:
@@ -126,49 +126,55 @@ def _encoding_message(job: Job, picture: Picture) -> str:
     return f"{found} of {kind.space}; did another tool save it again? extract the original labels"
 
 
-def _fitting_encoding(job: Job, picture: Picture) -> str | None:
+def _fitting_encoding(job: Job, kind: LabelFiles, picture: Picture) -> str | None:
     """The encoding by which this file holds two ids or more of the table, and no other."""
     palette = job.dataset.palette
     if palette is not None and picture.form in ENCODINGS[COLOR].forms:
         if not from_colors(ENCODINGS[COLOR].read(picture), palette)[1]:
             return COLOR
-    if COLOR in job.labels.encodings:
+    if COLOR in kind.encodings:
         return None  # its ids only number the colours
     for name, encoding in ENCODINGS.items():
         if name != COLOR and picture.form in encoding.forms:
             present = np.unique(encoding.read(picture)).tolist()
-            if len(present) > 1 and job.labels.ids.keys() >= set(present):
+            if len(present) > 1 and kind.ids.keys() >= set(present):
                 return name
     return None
 
 
-def _raw_ids(job: Job, picture: Picture, problems: list[Problem]) -> np.ndarray | None:
+def _raw_ids(
+    job: Job, kind: LabelFiles, picture: Picture, problems: list[Problem]
+) -> np.ndarray | None:
     """(H, W) ids as they are stored, or None and a problem."""
 
     def refuse(check: str, message: str) -> None:
         problems.append(Problem(check, ERROR, (picture.path,), message))
 
-    name = next((n for n in job.labels.encodings if picture.form in ENCODINGS[n].forms), None)
+    name = next((n for n in kind.encodings if picture.form in ENCODINGS[n].forms), None)
     if name is None:
-        return refuse("label_encoding", _encoding_message(job, picture))
+        refuse("label_encoding", _encoding_message(job, kind, picture))
+        return None
     pixels = ENCODINGS[name].read(picture)
     if name == COLOR:
+        assert job.dataset.palette is not None, "a dataset that names colours has a palette"
         pixels, strange = from_colors(pixels, job.dataset.palette)
         if strange:
             shown = "; ".join(strange[:SHOWN_IDS])
-            return refuse(
+            refuse(
                 "unknown_id",
                 f"{picture.path}: {len(strange)} colours are not in the table of "
                 f"{job.dataset.name} ({shown}); were the labels resized or compressed?",
             )
+            return None
     elif name == "png8:P" and job.dataset.palette is not None:
         moved = _reordered(picture, pixels, job.dataset.palette)
         if moved:
-            return refuse(
+            refuse(
                 "label_encoding",
                 f"{picture.path}: the palette is in another order ({moved}), so its indices are no "
                 f"longer ids; did another tool save it again? extract the original labels",
             )
+            return None
     return pixels
 
 
@@ -185,10 +191,9 @@ def _reordered(picture: Picture, pixels: np.ndarray, palette: np.ndarray) -> str
 
 
 def _map_ids(
-    job: Job, path: str, raw: np.ndarray
+    job: Job, kind: LabelFiles, path: str, raw: np.ndarray
 ) -> tuple[np.ndarray | None, list[int], Problem | None]:
     """(H, W) uint8 trainIds, the raw ids there are, or what forbids to map them."""
-    kind = job.labels
     present = np.flatnonzero(np.bincount(raw.ravel())).tolist()
     unknown = [value for value in present if value not in kind.ids]
     if not unknown:
@@ -247,7 +252,7 @@ def _image_columns(
         "split": job.metadata["split"],
         "domain_role": job.metadata["domain_role"],
         "image": data,
-        "image_format": "png" if flag else picture.image.format.lower(),
+        "image_format": "png" if flag else str(picture.image.format).lower(),
         "height": picture.image.height,
         "width": picture.image.width,
         "sequence_id": sample.sequence,
@@ -268,6 +273,7 @@ def _label_columns(file: Picture, train_ids: np.ndarray, num_classes: int) -> di
 
 
 def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, Any]:
+    assert sample.frame is not None, "only a numbered frame has one before it"
     return {
         "prev_sample_id": f"{job.prefix}/{sample.previous_key}",
         "prev_image": picture.data,
@@ -276,9 +282,8 @@ def _previous_columns(job: Job, sample: Sample, picture: Picture) -> dict[str, A
     }
 
 
-def _extra(job: Job, sample: Sample, problems: list[Problem]) -> str | None:
+def _extra(job: Job, path: str, problems: list[Problem]) -> str | None:
     """The JSON file of facts about a sample, without its white space; None where there is none."""
-    path = job.dataset.extra.format(key=sample.key)
     file = Path(job.root, path)
     try:
         found = file.stat()
@@ -320,12 +325,14 @@ def read_sample(job: Job, sample: Sample) -> Read:
     image = _open(job, sample.image, problems)
     stored = _image_bytes(job, image, problems) if image else None
     row: dict[str, Any] = {}
-    raw_ids, classes = (), ()
+    raw_ids: Sequence[int] = ()
+    classes: tuple[int, ...] = ()
     if job.labels is not None:
+        assert sample.label is not None, "each image of a labelled split has a label"
         label = _open(job, sample.label, problems)
-        raw = _raw_ids(job, label, problems) if label else None
-        if raw is not None:
-            train_ids, raw_ids, wrong = _map_ids(job, label.path, raw)
+        raw = _raw_ids(job, job.labels, label, problems) if label else None
+        if label and raw is not None:
+            train_ids, raw_ids, wrong = _map_ids(job, job.labels, label.path, raw)
             problems += [wrong] if wrong else []
             if train_ids is not None:
                 row |= _label_columns(label, train_ids, job.num_classes)
@@ -339,8 +346,8 @@ def read_sample(job: Job, sample: Sample) -> Read:
             problems += _check_sizes(job, image.image, previous.image, "previous", image.path)
             row |= _previous_columns(job, sample, previous)
     if job.dataset.extra:
-        row["extra_json"] = _extra(job, sample, problems)
-    if not problems:
+        row["extra_json"] = _extra(job, job.dataset.extra.format(key=sample.key), problems)
+    if image and stored and not problems:
         row |= _image_columns(job, sample, image, *stored)
         problems = _flag(row, image.image, job.drop_blank)
     kept = all(problem.severity == NOTE for problem in problems)

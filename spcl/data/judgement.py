@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from spcl.data.checks import Job, Read
-from spcl.data.datasets import Release
+from spcl.data.datasets import LabelFiles, Release
 from spcl.data.datasets.synthia import SPACE as SYNTHIA_SPACE
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
 from spcl.data.listing import ERROR, NOTE, Problem
@@ -64,43 +64,43 @@ def judge(job: Job, census: Census, problems: list[Problem]) -> list[Problem]:
         return problems
     told = [problem for problem in problems if problem.check == "label_space"]
     others = [problem for problem in problems if problem.check != "label_space"]
-    space = _mixed_spaces(job, census, told) or _never_high(job, census)
-    flavour = _flavour(job, census) or _one_class(job, census)
+    space = _mixed_spaces(job.labels, census, told) or _never_high(job.labels, census)
+    flavour = _flavour(job.labels, census) or _one_class(job.labels, census)
     return [*(p for p in (space, flavour) if p), *others]
 
 
-def _mixed_spaces(job: Job, census: Census, told: list[Problem]) -> Problem | None:
+def _mixed_spaces(kind: LabelFiles, census: Census, told: list[Problem]) -> Problem | None:
     """labelIds among trainIds, or the reverse."""
     if not told:
         return None
     files = tuple(file for problem in told for file in problem.files)
-    found = "trainIds" if job.labels.space == "labelIds" else "labelIds"
-    other = "" if len(files) == census.read else f", the others {job.labels.space}"
+    found = "trainIds" if kind.space == "labelIds" else "labelIds"
+    other = "" if len(files) == census.read else f", the others {kind.space}"
     share = "all" if len(files) == census.read else f"{len(files)} of"
     message = (
         f"{share} {census.read} labels hold {found} (first {files[0]}){other}, expected "
-        f"{job.labels.space}; point --root at labels of one kind"
+        f"{kind.space}; point --root at labels of one kind"
     )
     return Problem("label_space", ERROR, files, message)
 
 
-def _never_high(job: Job, census: Census) -> Problem | None:
+def _never_high(kind: LabelFiles, census: Census) -> Problem | None:
     """trainIds without a single 255 pass as labelIds: nothing but road, walls and poles."""
-    ids = job.labels.ids
+    ids = kind.ids
     high = [raw for raw, to in ids.items() if raw >= NUM_CLASSES and to != IGNORE_INDEX]
-    if job.labels.space != "labelIds" or not census.labels or any(map(census.with_raw.get, high)):
+    if kind.space != "labelIds" or not census.labels or any(map(census.with_raw.get, high)):
         return None
     message = (
         f"none of {census.labels} labels has an id above {NUM_CLASSES - 1} (sky, people, cars), so "
-        f"they look like trainIds; expected {job.labels.space}; point --root at labels of one kind"
+        f"they look like trainIds; expected {kind.space}; point --root at labels of one kind"
     )
     return Problem("label_space", ERROR, (), message)
 
 
-def _flavour(job: Job, census: Census) -> Problem | None:
+def _flavour(kind: LabelFiles, census: Census) -> Problem | None:
     """Another set of the same name.  Source: the official tables of the two SYNTHIA sets."""
     seen = census.with_raw.keys()
-    if job.labels.space != SYNTHIA_SPACE or _SEQS_ID not in seen or _RAND_IDS & seen:
+    if kind.space != SYNTHIA_SPACE or _SEQS_ID not in seen or _RAND_IDS & seen:
         return None
     message = (
         f"this looks like SYNTHIA-SEQS (class 12 = lane marking), not SYNTHIA-RAND-CITYSCAPES: "
@@ -110,13 +110,13 @@ def _flavour(job: Job, census: Census) -> Problem | None:
     return Problem("wrong_flavour", ERROR, (), message)
 
 
-def _one_class(job: Job, census: Census) -> Problem | None:
+def _one_class(kind: LabelFiles, census: Census) -> Problem | None:
     if not census.labels or census.single_class < census.labels:
         return None
     raw = ", ".join(map(str, sorted(census.with_raw)))
     message = (
         f"each of {census.labels} labels decoded to a single class (raw ids {raw}); "
-        f"{' or '.join(job.labels.encodings)} of {job.labels.space} expected. Did another tool "
+        f"{' or '.join(kind.encodings)} of {kind.space} expected. Did another tool "
         f"re-save the labels?"
     )
     return Problem("one_class_labels", ERROR, (), message)

@@ -115,15 +115,16 @@ def find_root(dataset: Dataset, root: Path, split: Split) -> tuple[Path, list[st
         what = f"{root} is a file; extract it" if root.exists() else f"no folder {root}"
         raise DataError(f"{what}{alike(root)}; {dataset.name} must be there as {dataset.layout}")
     for place in dataset.roots:
-        if found := on_disk(root / place, split.images):
-            return root / place, [found]
+        if direct := on_disk(root / place, split.images):
+            return root / place, [direct]
     found = find_folders(dataset, root, split.images)
     if len(found) == 1 and found[0].endswith(split.images):
         base = root / found[0].removesuffix(split.images)
-        label_folders = {kind.folder or split.labels for kind in dataset.labels}
-        if (split.labels is None or any(on_disk(base, one) for one in label_folders)) and (
-            split.previous is None or on_disk(base, split.previous)
-        ):
+        folders_of_labels = {kind.folder or split.labels for kind in dataset.labels}
+        if (
+            split.labels is None
+            or any(on_disk(base, one) for one in folders_of_labels if one is not None)
+        ) and (split.previous is None or on_disk(base, split.previous)):
             return base, [split.images]  # the whole tree lies one folder deeper
     if found:
         return root, found

@@ -42,7 +42,8 @@ class _Lookup:
             return [name]
         *folders, last = [part for part in name.split("/") if part not in ("", ".")] or [""]
         two_names = _ENDING_INSIDE.search("/".join(folders)) is not None
-        best, found = 0, []
+        best = 0
+        found: list[str] = []
         for key in self._by_last.get(last, ()):
             path = nfc(self._files[key].path).split("/")[:-1]
             shared = max(_shared(folders, path), _shared(folders, key.split("/")[:-1]))
@@ -90,7 +91,8 @@ def restrict(
     Lists of several code bases are read: with or without the ending, with or without the folder,
     with the label or more behind a tab or a space, with comments, a last line without its end.
     """
-    by_image, by_label = _Lookup(images), _Lookup(partners or {})
+    partners = partners or {}
+    by_image, by_label = _Lookup(images), _Lookup(partners)
     chosen, unknown = {}, []
     for line in _read_list(names):
         found, more = _file_of(line, by_image)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from spcl.data.batch import Batch, Images, Labels
+from spcl.data.batch import Batch, Flow, Frames, Images, Labels, Pair, PairSample, Sample
+from spcl.data.pairs import AugmentPair
 from spcl.data.sampling import ORDERS, Order, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
@@ -29,16 +30,33 @@ class StoredLabels:
         return decode_label(self.shards.label(index))
 
 
+@dataclass(frozen=True)
+class StoredFrames:
+    """The frames before those of a split, where its shards hold them."""
+
+    shards: ShardSet
+
+    def __call__(self, index: int) -> torch.Tensor:
+        return decode(self.shards.previous(index))
+
+
+def stored_flow(shards: ShardSet) -> Flow | None:
+    """The flow that is stored beside a split: of none yet."""
+    return None
+
+
 @dataclass
 class Stream:
-    """One domain's samples in one stage."""
+    """One domain's samples in one stage, and where what is read besides the image comes from."""
 
-    name: str  # "<stage>/<domain>"; part of every draw
+    name: str  # "<stage>/<stream>"; part of every draw
     shards: ShardSet
-    augment: Augment
+    augment: Augment | AugmentPair
     labels: Labels | None
     seed: int
     order: str = "uniform"  # of ORDERS
+    previous: Frames | None = None
+    flow: Flow | None = None
 
     def __post_init__(self) -> None:
         self.index: Order = ORDERS[self.order](self.shards, self.seed, self.name + "/order")
@@ -53,20 +71,19 @@ class Stream:
     def sample_id(self, position: int) -> str:
         return self.shards.sample_ids[self.index(position)]
 
-    def sample(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The augmented image (3, H, W) and label (H, W) at a position of the stream."""
+    def sample(self, position: int) -> Sample | PairSample:
+        """The augmented sample at a position of the stream."""
         index = self.index(position)
-        image = decode(self.shards.image(index))
-        label = self.labels(index) if self.labels else None
-        return self.augment(image, label, stream_seed(self.seed, self.name, position))
-
-    def read(self, where: range) -> Images:
-        images, labels = zip(*(self.sample(p) for p in where), strict=True)
-        return Images(
-            torch.stack(images),
-            torch.tensor(where),
-            label=None if labels[0] is None else torch.stack(labels),
+        found = Sample(
+            decode(self.shards.image(index)),
+            self.labels(index) if self.labels else None,
+            self.previous(index) if self.previous else None,
+            self.flow(index) if self.flow else None,
         )
+        return self.augment(found, stream_seed(self.seed, self.name, position))
+
+    def read(self, where: range) -> Images | Pair:
+        return self.augment.makes.of([self.sample(p) for p in where], torch.tensor(where))
 
 
 class Steps(Dataset):

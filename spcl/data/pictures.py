@@ -285,13 +285,12 @@ def sixteen_bits(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(picture.image).astype(np.uint16)
         return (values >> 8).astype(np.uint8), (values & 0xFF).astype(np.uint8)
     other = Image.open(io.BytesIO(picture.data))
-    codec, box, offset, arguments = other.tile[0]
-    raw = arguments[0] if isinstance(arguments, tuple) else arguments
+    tile = other.tile[0]
+    arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    raw = str(arguments[0])
     if not raw.endswith(";16B"):
         raise ValueError(f"is {picture.words}, stored as {raw}: not a 16-bit PNG that can be read")
-    swapped = raw.replace(";16B", ";16L")
-    other.tile = [
-        (codec, box, offset, (swapped, *arguments[1:]) if isinstance(arguments, tuple) else swapped)
-    ]
+    swapped = raw.replace(";16B", ";16L"), *arguments[1:]
+    other.tile = [tile._replace(args=swapped if isinstance(tile.args, tuple) else swapped[0])]
     other.load()
     return np.asarray(picture.image), np.asarray(other)

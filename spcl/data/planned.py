@@ -45,6 +45,7 @@ class Planned:
     sizes        (width, height) of the images
     class_names  in the order of the trainIds
     labelled     whether it will hold labels
+    has_previous  whether it will hold the frame before each image
     absent       trainIds that no image shows
     held_out     how many of the images are kept from training
     fingerprint  of data that nobody has seen
@@ -60,6 +61,7 @@ class Planned:
     sizes: frozenset[tuple[int, int]] = frozenset()
     class_names: Sequence[str] | None = None
     labelled: bool | None = None
+    has_previous: bool | None = None
     absent: tuple[int, ...] = ()
     held_out: int = 0
     fingerprint: None = None
@@ -76,7 +78,7 @@ class Planned:
             facts.append(f"{self.images} images of {sizes}")
         if self.held_out:
             facts.append(f"{self.held_out} held out")
-        if self.absent:
+        if self.absent and self.class_names is not None:
             facts.append(f"none with {' or '.join(self.class_names[k] for k in self.absent)}")
         return ", ".join([*facts, "rendered on first use" if self.rendered else NOT_CONVERTED])
 
@@ -124,6 +126,7 @@ def plan_split(root: Path, dataset: str, split: str, streets: Streets) -> Planne
         sizes=sizes,
         class_names=known.class_names,
         labelled=known.splits[split].labels is not None,
+        has_previous=known.splits[split].previous is not None,
         absent=absent,
     )
 
@@ -182,7 +185,7 @@ def _way(splits: list[Planned], root: Path) -> str:
 def _commands(splits: list[Planned], root: Path) -> list[str]:
     known = DATASETS.get(splits[0].files)
     plain = [s for s in splits if known and not s.view and not known.splits[s.split].on_request]
-    if len(plain) > 1:  # which a line without --split writes
+    if known and len(plain) > 1:  # which a line without --split writes
         others = [split for split in splits if split not in plain]
         line = f"python ray_jobs/ingest.py --dataset {known.name} --root DIR --out {root}"
         return [line, *(_command(split, root) for split in others)]

@@ -90,6 +90,13 @@ class ClassBalanced:
         return int(self._sub_epoch(number)[offset])
 
 
+def class_pixels(samples: Samples) -> np.ndarray:
+    """(N, K) pixels of each class.  Raises ValueError without labels."""
+    if samples.class_pixels is None:
+        raise ValueError("an order that looks at classes needs a split with labels")
+    return samples.class_pixels
+
+
 def class_weights(share: np.ndarray) -> np.ndarray:
     """1 / ln(1.01 + r): 100.5 for a class not drawn yet, 1.43 for the only one drawn."""
     return 1.0 / np.log(RARITY_OFFSET + share)
@@ -124,7 +131,7 @@ ORDERS: dict[str, Callable[[Samples, int, str], Order]] = {
     "uniform": lambda samples, seed, stream: Uniform(len(samples), seed, stream),
     "in_order": lambda samples, seed, stream: InOrder(len(samples)),
     "class_balanced": lambda samples, seed, stream: ClassBalanced(
-        samples.class_pixels > 0, seed, stream
+        class_pixels(samples) > 0, seed, stream
     ),
 }
 LABEL_FREE = ("uniform", "in_order")  # the orders a target may have

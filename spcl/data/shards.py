@@ -402,9 +402,14 @@ class ShardSet:
             raise DataError(f"{self.name} in {self.folder} holds no labels")
         return self._read(index, "label")
 
+    @property
+    def has_previous(self) -> bool:
+        """Whether the split holds the frame before each."""
+        return "prev_image" in self._crc32
+
     def previous(self, index: int) -> bytes:
         """The frame before, as `image`; DataError also where the split holds none."""
-        if "prev_image" not in self._crc32:
+        if not self.has_previous:
             raise DataError(f"{self.name} in {self.folder} holds no previous frames")
         return self._read(index, "prev_image")
 

@@ -1,7 +1,10 @@
 """From encoded bytes to what the network reads: decode, resize, jitter, flip, scale, crop."""
 
 import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,12 +13,26 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from spcl.data.batch import Images, Sample
 from spcl.data.labels import IGNORE_INDEX
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLUR_PIXELS = 3  # of the blur's kernel, SDCA's code
+NOWHERE = 1e6  # pixels of flow: beyond any picture, for what has no place in the frame before
 STRIP_PIXELS = 2**17  # per strip in jitter, so that temporaries fit a CPU's cache
+
+
+Change = Callable[[Tensor], Tensor]  # of a picture, (3, H, W) uint8
+
+
+@contextmanager
+def drawing_from(entropy: list[int]) -> Iterator[None]:
+    """Inside, torch's random numbers are those of `entropy`; the caller's stream is untouched."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def decode(data: bytes) -> Tensor:
@@ -47,6 +64,26 @@ def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize(label[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """(2, h, w) to (2, *size), and its vectors, which are in pixels, by the factor of each axis."""
+    height, width = flow.shape[-2:]
+    if (height, width) == size:
+        return flow
+    factors = torch.tensor([size[1] / width, size[0] / height])  # x, y
+    return F.resize(flow, list(size), InterpolationMode.BILINEAR) * factors[:, None, None]
+
+
+#: How each field of a sample is brought to a size, and what it is where a scene ends.
+RESIZE = {
+    "image": resize_image,
+    "label": resize_label,
+    "previous": resize_image,
+    "flow": resize_flow,
+}
+FILL = {"image": 0.0, "label": IGNORE_INDEX, "previous": 0.0, "flow": NOWHERE}
+FRAMES = ("image", "previous")
+
+
 def normalize(image: Tensor) -> Tensor:
     """(3, H, W) uint8 -> float32 with ImageNet's mean and deviation."""
     return F.normalize(F.to_dtype(image, torch.float32, scale=True), IMAGENET_MEAN, IMAGENET_STD)
@@ -74,24 +111,28 @@ def shift_hue(image: Tensor, turn: float) -> Tensor:
     return torch.stack(channels).to(torch.uint8)
 
 
-def jitter(image: Tensor, strength: tuple[float, float, float, float]) -> Tensor:
+def draw_jitter(strength: tuple[float, float, float, float]) -> Change:
     """Torchvision's ColorJitter for (3, H, W) uint8: the same draws in the same order.
 
     strength  of brightness, contrast, saturation, hue
     """
     drawn = v2.ColorJitter(*strength).make_params([])
-    height, width = image.shape[1:]
-    strip = max(1, STRIP_PIXELS // width)
-    changes = (  # each with the rows it must see at a time: contrast needs the mean of all
-        (F.adjust_brightness, drawn["brightness_factor"], strip),
-        (F.adjust_contrast, drawn["contrast_factor"], height),
-        (F.adjust_saturation, drawn["saturation_factor"], strip),
-        (shift_hue, drawn["hue_factor"], strip),
-    )
-    for change, amount, rows in (changes[number] for number in drawn["fn_idx"]):
-        if amount is not None:
-            image = torch.cat([change(part, amount) for part in image.split(rows, 1)], 1)
-    return image
+
+    def change(image: Tensor) -> Tensor:
+        height, width = image.shape[1:]
+        strip = max(1, STRIP_PIXELS // width)
+        changes = (  # each with the rows it must see at a time: contrast needs the mean of all
+            (F.adjust_brightness, drawn["brightness_factor"], strip),
+            (F.adjust_contrast, drawn["contrast_factor"], height),
+            (F.adjust_saturation, drawn["saturation_factor"], strip),
+            (shift_hue, drawn["hue_factor"], strip),
+        )
+        for change, amount, rows in (changes[number] for number in drawn["fn_idx"]):
+            if amount is not None:
+                image = torch.cat([change(part, amount) for part in image.split(rows, 1)], 1)
+        return image
+
+    return change
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
@@ -117,47 +158,69 @@ class Augment:
     grayscale: float = 0.0
     blur: tuple[float, float] = (0.0, 0.0)
 
-    def __call__(
-        self, image: Tensor, label: Tensor | None, entropy: list[int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """image (3, h, w) uint8, label (H, W) uint8 of the same scene at any size.
+    makes: ClassVar[type[Images]] = Images  # of its samples
 
-        Every draw comes from `entropy`, inside a forked RNG: the caller's stream is untouched.
-        """
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self._apply(image, label)
+    def __call__(self, sample: Sample, entropy: list[int]) -> Sample:
+        """The sample as the network reads it; every draw comes from `entropy`."""
+        with drawing_from(entropy):
+            return self._apply(sample)
 
-    def _apply(self, image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        factor = float(torch.empty(()).uniform_(*self.scale)) if self.scale != (1.0, 1.0) else 1.0
-        size = (round(self.size[0] * factor), round(self.size[1] * factor))
+    def _apply(self, sample: Sample) -> Sample:
+        # What is off draws nothing, and what is read besides the image draws nothing of its own,
+        # so that the draws after it stay what they were.
+        size = self.draw_size()
         # Decoded pixels lie interleaved, best for resizing; planes are best for all that follows.
-        image = resize_image(image, size).contiguous()
-        if any(self.jitter):
-            image = jitter(image, self.jitter)
-        # What is off draws nothing, so that the draws after it stay what they were.
-        if self.grayscale and float(torch.rand(())) < self.grayscale:
-            image = F.rgb_to_grayscale(image, num_output_channels=3)
-        if any(self.blur):
-            image = blur(image, float(torch.empty(()).uniform_(*self.blur)))
-        image = normalize(image)
-        if label is not None:
-            label = resize_label(label, size)
+        sample = sample.each(lambda name, part: RESIZE[name](part, size).contiguous())
+        # The frame before gets the same colours: only then does what moves keep its own, which
+        # flow and any comparison of the two frames build on.
+        colours = self.draw_colours()
+        sample = sample.each(
+            lambda name, part: normalize(colours(part)) if name in FRAMES else part
+        )
         if self.flip and float(torch.rand(())) < self.flip:
-            image = F.horizontal_flip(image)
-            label = None if label is None else F.horizontal_flip(label)
-        return self._crop(image, label) if size != self.size else (image, label)
+            sample = sample.each(mirror)
+        return sample if size == self.size else self._crop(sample)
 
-    def _crop(self, image: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A random window of `size`; where the scene is smaller, mean colour and ignored labels."""
+    def draw_size(self) -> tuple[int, int]:
+        """Of the scene, from which `size` is cropped."""
+        factor = float(torch.empty(()).uniform_(*self.scale)) if self.scale != (1.0, 1.0) else 1.0
+        return round(self.size[0] * factor), round(self.size[1] * factor)
+
+    def draw_colours(self) -> Change:
+        """One change of colours, for every picture that it is given."""
+        changes: list[Change] = []
+        if any(self.jitter):
+            changes.append(draw_jitter(self.jitter))
+        if self.grayscale and float(torch.rand(())) < self.grayscale:
+            changes.append(lambda image: F.rgb_to_grayscale(image, num_output_channels=3))
+        if any(self.blur):
+            sigma = float(torch.empty(()).uniform_(*self.blur))
+            changes.append(lambda image: blur(image, sigma))
+
+        def change(image: Tensor) -> Tensor:
+            for one in changes:
+                image = one(image)
+            return image
+
+        return change
+
+    def _crop(self, sample: Sample) -> Sample:
+        """A random window of `size`; FILL where the scene is smaller."""
         height, width = self.size
-        missing = [0, 0, max(0, width - image.shape[-1]), max(0, height - image.shape[-2])]
-        image = F.pad(image, missing, fill=0.0)
-        top = int(torch.randint(image.shape[-2] - height + 1, ()))
-        left = int(torch.randint(image.shape[-1] - width + 1, ()))
-        image = F.crop(image, top, left, height, width)
-        if label is not None:
-            label = F.pad(label[None], missing, fill=IGNORE_INDEX)[0]
-            label = F.crop(label, top, left, height, width)
-        return image, label
+        scene = sample.image.shape[-2:]
+        missing = [0, 0, max(0, width - scene[1]), max(0, height - scene[0])]
+        top = int(torch.randint(max(0, scene[0] - height) + 1, ()))
+        left = int(torch.randint(max(0, scene[1] - width) + 1, ()))
+
+        def window(name: str, part: Tensor) -> Tensor:
+            channels = part.reshape(-1, *scene)  # a label has none
+            padded = F.pad(channels, missing, fill=FILL[name])
+            return F.crop(padded, top, left, height, width).reshape(*part.shape[:-2], *self.size)
+
+        return sample.each(window)
+
+
+def mirror(name: str, part: Tensor) -> Tensor:
+    """One field of a sample, left to right; what moved to the right then moves to the left."""
+    part = F.horizontal_flip(part)
+    return part * torch.tensor([-1.0, 1.0])[:, None, None] if name == "flow" else part

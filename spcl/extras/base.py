@@ -9,6 +9,7 @@ from torch import nn
 
 from spcl import optimization
 from spcl.data.batch import Batch
+from spcl.data.reads import Reads
 from spcl.methods.base import Method, Seen, StageConfig, Term
 from spcl.models.segmentor import Segmentor
 from spcl.randomness import Step
@@ -19,9 +20,9 @@ class ExtraConfig:
     """The settings of an extra; a section of the configuration under its name."""
 
     @property
-    def by_rank(self) -> bool:
-        """True if the result depends on the number of workers, as `StageConfig.by_rank`."""
-        return False
+    def by_rank(self) -> tuple[str, ...]:
+        """Settings by which the result depends on the number of workers: `StageConfig.by_rank`."""
+        return ()
 
 
 class Extra(nn.Module):
@@ -32,7 +33,7 @@ class Extra(nn.Module):
 
     Config: ClassVar[type[ExtraConfig]] = ExtraConfig
     #: Streams that it needs besides the method's own, as `Method.reads`.
-    reads: ClassVar[Mapping[str, frozenset[str]]] = {}
+    reads: ClassVar[Reads] = {}
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
 
@@ -40,6 +41,11 @@ class Extra(nn.Module):
         """segmentor: the student's, for its sizes; it is the method's and not kept here."""
         super().__init__()
         self.config = config
+
+    @classmethod
+    def reads_of(cls, config: ExtraConfig) -> Reads:
+        """What it needs under these settings, as `Method.reads_of`."""
+        return cls.reads
 
     def forward(
         self, method: Method, batch: Batch, seen: Mapping[str, Seen], step: Step

@@ -1,4 +1,7 @@
-"""A critic against a segmentor: what each of the two loses.  Source: AdaptSegNet, 1802.10349."""
+"""A discriminator against a segmentor: what each of the two loses.
+
+Source: AdaptSegNet, arXiv:1802.10349.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,25 +10,25 @@ from torch.func import functional_call
 
 from spcl.precision import at_least_float32
 
-SOURCE, TARGET = 0.0, 1.0  # what the critic should say
+SOURCE, TARGET = 0.0, 1.0  # what the discriminator should say
 
 
 def players(
-    critic: nn.Module, source: Tensor, target: Tensor
+    discriminator: nn.Module, source: Tensor, target: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(sum, count) of the segmentor, which wants target to look like source, and of the critic
-    about source and about target.
+    """Losses, each (sum, count): the segmentor's, the discriminator's about source, about target.
 
-    source, target  what the critic is shown of each domain
+    The segmentor loses where the discriminator tells target from source.
+    source, target  what the discriminator is shown of each domain, (B, C, H, W)
 
-    One backward serves both: the segmentor is judged by the critic with detached parameters, the
-    critic learns from detached inputs.
+    One backward serves both players: the segmentor's loss comes through a discriminator of detached
+    parameters, the discriminator learns from detached inputs.
     """
-    frozen = {name: p.detach() for name, p in critic.named_parameters()}
-    judged = functional_call(critic, frozen, target)
-    on_source = bce_to(critic(source.detach()), SOURCE)
-    on_target = bce_to(critic(target.detach()), TARGET)
-    return bce_to(judged, SOURCE), on_source, on_target
+    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
+    fooling = functional_call(discriminator, frozen, target)
+    on_source = bce_to(discriminator(source.detach()), SOURCE)
+    on_target = bce_to(discriminator(target.detach()), TARGET)
+    return bce_to(fooling, SOURCE), on_source, on_target
 
 
 def bce_to(logits: Tensor, target: float) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ ITSELF = (0, 0)
 Offset = tuple[int, int]
 
 
-def probabilities(logits: Tensor, size: tuple[int, int], stride: int = 1) -> Tensor:
+def probabilities(logits: Tensor, size: tuple[int, ...], stride: int = 1) -> Tensor:
     """Softmax of logits (B, K, h, w) at every `stride`-th pixel of an image of `size` (H, W).
 
     Neighbours on that coarser grid are `stride` pixels apart.

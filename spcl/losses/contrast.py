@@ -13,7 +13,7 @@ from spcl.precision import at_least_float32, without_autocast
 EPSILON = 1e-12  # a feature shorter than this is not brought to unit length
 
 
-def downsample_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+def downsample_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
     """Labels (B, H, W) on a grid of `size` (h, w): pixel floor(i * H / h), the legacy "nearest"."""
     rows, columns = (
         torch.arange(small, device=labels.device) * large // small

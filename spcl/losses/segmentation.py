@@ -10,7 +10,7 @@ from spcl.data.labels import IGNORE_INDEX
 from spcl.precision import at_least_float32
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     """Logits (B, K, h, w) at `size` (H, W), bilinear with aligned corners, at least float32."""
     logits = at_least_float32(logits)
     if logits.shape[-2:] == tuple(size):

@@ -62,6 +62,10 @@ class ClassMoments(nn.Module):
     Source: SDCA, arXiv:2105.05013, authors' code: the diagonal, and the cumulative update.
     """
 
+    mean: Tensor  # (K, D) float64
+    variance: Tensor  # (K, D) float64
+    count: Tensor  # (K,) int64
+
     def __init__(
         self, num_classes: int, dimension: int, *, momentum: float | None = None, unit: bool = True
     ):

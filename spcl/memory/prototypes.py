@@ -41,6 +41,9 @@ class PrototypeBank(nn.Module):
     Source: SPCL, arXiv:2111.12358.
     """
 
+    mean: Tensor  # (K, D)
+    seen: Tensor  # (K,) bool
+
     def __init__(
         self,
         num_classes: int,

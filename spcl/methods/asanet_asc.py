@@ -7,15 +7,17 @@ and neither a script that trains with it nor its weight.
 from dataclasses import dataclass
 
 from spcl.data.batch import Batch
-from spcl.losses.affinity import BORDERS, NEIGHBOURS, affinity_cleaning, probabilities
+from spcl.losses.affinity import affinity_cleaning, probabilities
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.parts import AffinityConfig
 from spcl.randomness import Step
 from spcl.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ASANetASCConfig(StageConfig):
+class _Recipe(StageConfig):
+    # A base, so that these come before the affinities' settings in config.yaml, as ever.
     steps: int = setting(80_000, "ours: as asanet", low=0)
     horizon: int = setting(100_000, "ours: as asanet", low=1)
     batch: int | None = setting(1, "ours: as asanet", low=1)
@@ -25,19 +27,18 @@ class ASANetASCConfig(StageConfig):
         "ours: not published; the middle, in orders of magnitude, of what is searched",
         low=0.0,
     )
-    neighbours: int = setting(8, "paper; 4 along the axes alone", choices=tuple(NEIGHBOURS))
-    border: str = setting(
-        "replicate",
-        "authors' code: beside the border lies a copy of it; valid, ours: nothing",
-        choices=BORDERS,
-    )
-    affinity_stride: int = setting(1, "paper: every pixel; n: the grid of every n-th", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ASANetASCConfig(AffinityConfig, _Recipe):
+    pass
 
 
 class ASANetASC(Method):
     Config = ASANetASCConfig
     title = "adapted"
     starts_trained = True
+    config: ASANetASCConfig
 
     def losses(self, batch: Batch, step: Step) -> Outputs:
         c = self.config

@@ -5,15 +5,16 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from spcl import optimization
 from spcl.data.batch import Batch, Images
+from spcl.data.reads import Reads
 from spcl.methods.passes import Pass
 from spcl.models.segmentor import Output, Segmentor
 from spcl.optimization import OPTIMIZERS
@@ -25,7 +26,7 @@ class Term(NamedTuple):
     """One named loss on this rank: the trainer turns it into weight * global sum / global count."""
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody asks a term for
     weight: float = 1.0
 
 
@@ -84,11 +85,11 @@ class StageConfig:
     )
 
     @property
-    def by_rank(self) -> bool:
-        """True if the result depends on the number of workers (state or losses that are not
-        synchronised); it then enters the stage's key.
+    def by_rank(self) -> tuple[str, ...]:
+        """Settings, none of them at its default, by which the result depends on the number of
+        workers (state or losses that are not synchronised); it then enters the stage's key.
         """
-        return False
+        return ()
 
 
 class Method(nn.Module):
@@ -97,9 +98,8 @@ class Method(nn.Module):
     Config: ClassVar[type[StageConfig]] = StageConfig
     #: What the network is called in a table after this stage.
     title: ClassVar[str] = ""
-    #: Stream -> what is read of it, of `spcl.data.batch.Images`.  A name is a domain, "source" or
-    #: "target", or "<domain>/<purpose>": a further stream of that domain, with its own draws.
-    reads: ClassVar[Mapping[str, frozenset[str]]] = {
+    #: Stream -> what is read of it; where the settings decide, `reads_of` says it instead.
+    reads: ClassVar[Reads] = {
         "source": frozenset({"image", "label"}),
         "target": frozenset({"image"}),
     }
@@ -123,6 +123,11 @@ class Method(nn.Module):
         self.config = config
         self._extras: list[str] = []
 
+    @classmethod
+    def reads_of(cls, config: StageConfig) -> Reads:
+        """What its streams are asked for under these settings."""
+        return cls.reads
+
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Take over the results of the method's `StatePass`es."""
         raise NotImplementedError
@@ -142,12 +147,13 @@ class Method(nn.Module):
         self._extras.append(name)
 
     @final
-    def extras(self) -> dict[str, nn.Module]:
+    def extras(self) -> dict[str, Any]:
         """Those that were attached, by name."""
-        # No ModuleDict: even an empty one would be a line in the state that is stored.
+        # Each is an `Extra`, whose module imports this one.  No ModuleDict: even an empty one would
+        # be a line in the state that is stored.
         return {name: self.get_submodule(name) for name in self._extras}
 
-    @final
+    @final  # type: ignore[misc]  # to mypy, nn.Module's forward is an attribute
     def forward(self, batch: Batch, step: Step) -> dict[str, Term]:
         """The method's terms and its extras', in one graph: DDP needs a single forward."""
         outputs = self.losses(batch, step)

@@ -7,6 +7,7 @@ are numbers, and its quirks are switches.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -58,8 +59,9 @@ class SDCAConfig(StageConfig):
     lovasz: str = setting("image", "ours: ranks equal one", choices=("image", "batch"))
 
     @property
-    def by_rank(self) -> bool:
-        return not self.sync or (self.lovasz == "batch" and self.lovasz_weight > 0)
+    def by_rank(self) -> tuple[str, ...]:
+        of_batch = self.lovasz == "batch" and self.lovasz_weight > 0
+        return (*(() if self.sync else ("sync",)), *(("lovasz",) if of_batch else ()))
 
 
 def levels(output: Output) -> dict[str, Tensor]:
@@ -98,7 +100,8 @@ class MomentsPass(StatePass):
             for name, size in sizes.items()
         }
 
-    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor) -> None:
+    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor | None) -> None:
+        assert label is not None, "a source has labels"
         small = downsample_labels(label, output.features.shape[-2:])
         for name, level in levels(output).items():
             self.accumulators[name].add(level, small)
@@ -114,6 +117,7 @@ class MomentsPass(StatePass):
 
 class SDCA(Method):
     Config = SDCAConfig
+    config: SDCAConfig
     title = "adapted"
     passes = (MomentsPass,)
     starts_trained = True
@@ -130,8 +134,12 @@ class SDCA(Method):
             }
         )
 
+    def _levels(self) -> dict[str, ClassMoments]:
+        """By name, with the type that a ModuleDict forgets."""
+        return cast(dict[str, ClassMoments], dict(self.moments.items()))
+
     def start_from(self, state: dict[str, Tensor]) -> None:
-        for name, moments in self.moments.items():
+        for name, moments in self._levels().items():
             moments.load(state[f"{name}_mean"], state[f"{name}_variance"], state["count"])
 
     def losses(self, batch: Batch, step: Step) -> Outputs:
@@ -144,12 +152,12 @@ class SDCA(Method):
 
         if self.training:  # before the loss
             maps = [source_maps[name].detach() for name in self.moments]
-            update_moments(list(self.moments.values()), maps, source_labels, sync=c.sync)
+            update_moments(list(self._levels().values()), maps, source_labels, sync=c.sync)
         terms = {"segmentation": Term(*cross_entropy(source.logits, batch.source.label))}
         if c.lovasz_weight:
             lovasz = lovasz_softmax(source.logits, batch.source.label, c.lovasz)
             terms["lovasz"] = Term(*lovasz, c.lovasz_weight)
-        for name, moments in self.moments.items():
+        for name, moments in self._levels().items():
             mean, variance = moments.keys(unit_rows=c.cov_normalize == "l2_rows")
             keys = mean, variance, moments.seen, c.temperature
             weight = getattr(c, f"{name}_weight")

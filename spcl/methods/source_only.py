@@ -18,12 +18,13 @@ class SourceOnlyConfig(StageConfig):
     )
 
     @property
-    def by_rank(self) -> bool:
-        return self.lovasz == "batch" and self.lovasz_weight > 0
+    def by_rank(self) -> tuple[str, ...]:
+        return ("lovasz",) if self.lovasz == "batch" and self.lovasz_weight > 0 else ()
 
 
 class SourceOnly(Method):
     Config = SourceOnlyConfig
+    config: SourceOnlyConfig
     title = "source-only"
     reads = {"source": frozenset({"image", "label"})}
 

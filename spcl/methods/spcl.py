@@ -42,8 +42,8 @@ class SPCLConfig(StageConfig):
     )
 
     @property
-    def by_rank(self) -> bool:
-        return not self.sync
+    def by_rank(self) -> tuple[str, ...]:
+        return () if self.sync else ("sync",)
 
 
 def source_mask(output: Output, labels: Tensor, rule: str) -> Tensor:
@@ -69,7 +69,8 @@ class PrototypePass(StatePass):
             segmentor.num_classes, segmentor.feature_dimension, init=config.init, device=device
         )
 
-    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor) -> None:
+    def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor | None) -> None:
+        assert label is not None, "a source has labels"
         self.accumulator.add(output.features, source_mask(output, label, self.mask))
 
     def result(self) -> dict[str, Tensor]:
@@ -81,6 +82,7 @@ class PrototypePass(StatePass):
 
 class SPCL(Method):
     Config = SPCLConfig
+    config: SPCLConfig
     title = "adapted"
     reads = {
         "source": frozenset({"image", "label"}),

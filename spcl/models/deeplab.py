@@ -16,14 +16,17 @@ class DilatedClassifier(nn.Module):
         super().__init__()
         if branches not in (2, 4):
             raise ValueError(f"branches must be 2 or 4, not {branches}")
-        self.branches = nn.ModuleList(
+        made = [
             nn.Conv2d(dimension, num_classes, 3, padding=d, dilation=d)
             for d in DILATIONS[:branches]
-        )
-        for branch in self.branches:
+        ]
+        for branch in made:
             nn.init.normal_(branch.weight, std=0.01)
+        self.branches = nn.ModuleList(made)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D, h, w) -> logits (B, K, h, w)."""
+        # One after the other, in the order of the authors' code: a sum's rounding is part of it.
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
             logits = logits + branch(features)

@@ -158,6 +158,10 @@ class DomainNorm(nn.Module):
     The state of a BatchNorm2d loads into both domains and counts as no update.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    updates: Tensor
+
     def __init__(self, channels: int, momentum: float | None = 0.1, eps: float = 1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
@@ -209,6 +213,11 @@ class FrozenBatchNorm2d(nn.Module):
     The authors' frozen kind has no eps; here it is BatchNorm's, so that freezing changes nothing.
     """
 
+    weight: Tensor  # (C,), as the three below
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.eps = eps
@@ -218,6 +227,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same, in x's type, by the stored moments."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
         # Unlike F.batch_norm this keeps no copy of x for the backward pass.

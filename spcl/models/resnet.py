@@ -26,5 +26,6 @@ class ResNet(TorchvisionResNet):
         del self.fc, self.avgpool
 
     def forward(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> features (B, 2048, H / 8, W / 8)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from spcl.errors import ConfigError
+from spcl.models.backbone import Backbone
 from spcl.models.deeplab import DilatedClassifier
 from spcl.models.normalization import NORMS, set_domain
 from spcl.models.resnet import ResNet
@@ -29,6 +30,8 @@ NO_DECAY = "/no_decay"  # behind the name of a group of parameters, see `paramet
 
 
 class Output(NamedTuple):
+    """What a network says of images, on its own grid (h, w): losses and scores upsample it."""
+
     features: Tensor  # (B, D, h, w), the last of the levels
     logits: Tensor  # (B, K, h, w)
     levels: tuple[Tensor, ...] = ()  # what the backbone gives, from fine to coarse
@@ -47,9 +50,12 @@ class Segmentor(nn.Module):
                 statistics they get, and whether they move these
     """
 
+    _absent: Tensor
+    _shift: Tensor
+
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         head: nn.Module,
         num_classes: int,
         absent: tuple[int, ...] = (),
@@ -66,7 +72,7 @@ class Segmentor(nn.Module):
         self.no_decay = no_decay
         self.num_classes = num_classes
         self.absent = absent
-        self.feature_dimension: int = backbone.feature_dimension
+        self.feature_dimension = backbone.feature_dimension
         if not set(absent) < set(range(num_classes)):
             raise ConfigError(
                 f"model.absent must name some, not all, of the trainIds 0..{num_classes - 1}, "
@@ -137,7 +143,7 @@ class ModelSpec:
     no_decay    see `Segmentor`
     """
 
-    backbone: Callable[[type[nn.Module], str], nn.Module]
+    backbone: Callable[[type[nn.Module], str], Backbone]
     head: Callable[[int, int, int], nn.Module]
     stride: int
     pretrained: Pretrained | None = None

@@ -3,10 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spcl.models.backbone import Backbone
+
 DILATIONS = (1, 2, 4, 8, 2, 1)  # at stride 4: together they see 72 pixels to each side
 
 
-class Tiny(nn.Module):
+class Tiny(Backbone):
     """Image (B, 3, H, W) -> features (B, 64, H / 2, W / 2), rounded up.
 
     A stem at stride 2 keeps thin things, a body of dilated residual convolutions at stride 4 sees
@@ -27,6 +29,7 @@ class Tiny(nn.Module):
         self.norm = norm(self.feature_dimension)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W) -> features (B, 64, H / 2, W / 2)."""
         detail = self.stem(image)
         detail = detail + self.detail(detail)
         body = self.down(detail)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from spcl.models.backbone import Backbone
 
 #: What pre-trained weights expect as input, and whose do.
 INPUTS = {
@@ -26,6 +27,9 @@ class InputConversion(nn.Module):
     The constants are no state: a checkpoint holds weights only.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, kind: str):
         super().__init__()
         if kind not in INPUTS:
@@ -37,13 +41,14 @@ class InputConversion(nn.Module):
         self.register_buffer("offset", offset[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the same shape, in the weights' own units and order of channels."""
         if self.kind == "imagenet":
             return image
         image = torch.addcmul(self.offset, image, self.scale)
         return image.flip(1) if self.kind == "caffe_bgr" else image
 
 
-class VGG16(nn.Module):
+class VGG16(Backbone):
     """Image (B, 3, H, W) -> features (B, 1024, H / 8, W / 8), rounded down.
 
     torchvision's convolutions without the last two poolings, the fifth group dilated by 2; then fc6
@@ -62,7 +67,8 @@ class VGG16(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):  # as torchvision starts it
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         # They start with torch's own small weights, as in the AdaptSegNet lineage: with larger ones
         # the head would see activations in the hundreds behind weights that read 0..255.
         self.fc6 = nn.Conv2d(512, self.feature_dimension, 3, padding=4, dilation=4)
@@ -72,5 +78,6 @@ class VGG16(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Image (B, 3, H, W), normalised as everywhere -> features (B, 1024, H / 8, W / 8)."""
         x = self.features(self.convert(image))
         return self.relu(self.fc7(self.relu(self.fc6(x))))

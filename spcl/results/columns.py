@@ -35,12 +35,9 @@ def columns(board: Board) -> list[Column]:
         Column("95 % interval", interval, _half_width, False),
         _span("over seeds", lambda r: r.seed_interval),
         _span("over images", lambda r: r.image_interval),
-        *(_percent(name, lambda r, name=name: r.means.get(name)) for name in others),
+        *(_percent(name, _mean(name)) for name in others),
         Column("Seeds", lambda r: str(len(r.seeds) or NOTHING), lambda r: len(r.seeds) or None),
-        *(
-            _percent(name, lambda r, k=k: r.iou[k] if k < len(r.iou) else None)
-            for k, name in enumerate(board.classes)
-        ),
+        *(_percent(name, _iou(k)) for k, name in enumerate(board.classes)),
         Column("Device-hours", _hours, lambda r: r.device_hours, False),
         _words("Date", lambda r: r.date),
         _words("Code", lambda r: ", ".join(code[:CODE_LETTERS] for code in r.code)),
@@ -66,7 +63,7 @@ def interval(row: Row) -> str:
 
 
 def percent(value: float | None) -> str:
-    return NOTHING if is_missing(value) else f"{100 * value:.1f}"
+    return NOTHING if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
 def is_missing(value: float | None) -> bool:
@@ -106,6 +103,14 @@ def _words(name: str, text: Callable[[Row], str]) -> Column:
     return Column(name, lambda r: text(r) or NOTHING, lambda r: text(r) or None, False)
 
 
+def _mean(name: str) -> Callable[[Row], float | None]:
+    return lambda row: row.means.get(name)
+
+
+def _iou(k: int) -> Callable[[Row], float | None]:
+    return lambda row: row.iou[k] if k < len(row.iou) else None
+
+
 def _percent(name: str, value: Callable[[Row], float | None]) -> Column:
     def known(row: Row) -> float | None:
         return None if is_missing(value(row)) else value(row)
@@ -115,10 +120,12 @@ def _percent(name: str, value: Callable[[Row], float | None]) -> Column:
 
 def _span(name: str, ends: Callable[[Row], tuple[float, float] | None]) -> Column:
     def text(row: Row) -> str:
-        return " to ".join(map(percent, ends(row))) if ends(row) else NOTHING
+        found = ends(row)
+        return " to ".join(map(percent, found)) if found else NOTHING
 
     def width(row: Row) -> float | None:
-        return ends(row)[1] - ends(row)[0] if ends(row) else None
+        found = ends(row)
+        return found[1] - found[0] if found else None
 
     return Column(name, text, width, False)
 

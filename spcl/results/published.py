@@ -69,9 +69,14 @@ def _result(row: dict[str, str]) -> Published:
     iou = {name: _number(row[f"iou_{_COLUMNS.get(name, name)}"]) for name in CLASS_NAMES}
     stated = {name: _number(row[name]) for name in ("miou", "miou_13", "miou_tail")}
     return Published(
-        **{name: row[name] for name in ("benchmark", "backbone", "method", "source")},
+        benchmark=row["benchmark"],
+        backbone=row["backbone"],
+        method=row["method"],
+        source=row["source"],
         iou=iou,
-        **stated,
+        miou=stated["miou"],
+        miou_13=stated["miou_13"],
+        miou_tail=stated["miou_tail"],
         flags=_disagreements(row["benchmark"], list(iou.values()), stated),
     )
 
@@ -84,8 +89,8 @@ def _disagreements(
     titles = {"miou": "mIoU", "miou_13": "mIoU-13", "miou_tail": "mIoU-tail"}
     flags = []
     for name, value in stated.items():
-        columns = [iou[k] for k in subsets[name]]
-        if value is None or None in columns:
+        columns = [cell for k in subsets[name] if (cell := iou[k]) is not None]
+        if value is None or len(columns) < len(subsets[name]):
             continue
         mean = math.fsum(columns) / len(columns)
         if abs(mean - value) > TOLERANCE:
@@ -94,10 +99,15 @@ def _disagreements(
 
 
 def _ablation(row: dict[str, str]) -> Ablation:
-    switches = ("source_contrast", "target_contrast", "self_training")
     return Ablation(
-        **{name: row[name] for name in ("source", "benchmark", "backbone", "factor", "value")},
-        **{name: row[name] == "1" for name in switches},
+        source=row["source"],
+        benchmark=row["benchmark"],
+        backbone=row["backbone"],
+        factor=row["factor"],
+        value=row["value"],
+        source_contrast=row["source_contrast"] == "1",
+        target_contrast=row["target_contrast"] == "1",
+        self_training=row["self_training"] == "1",
         miou=float(row["miou"]),
         miou_13=_number(row["miou_13"]),
         note=row["note"],

@@ -51,7 +51,7 @@ class Estimate:
     over_seeds: "Estimate | None" = None
 
     @property
-    def interval(self) -> tuple[float | None, float | None]:
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
         if not self.error or self.df is None:
             return None, None
         half = self.margin((1 + CONFIDENCE) / 2)
@@ -59,8 +59,14 @@ class Estimate:
 
     def margin(self, *probabilities: float) -> float:
         """Sum of the t quantiles of these probabilities, times the standard error."""
+        assert self.error is not None and self.df is not None, "only what has an error has a margin"
         own = self.error * sum(t_quantile(p, self.df) for p in probabilities)
         return own if self.over_seeds is None else max(own, self.over_seeds.margin(*probabilities))
+
+    @property
+    def variance(self) -> tuple[float, float] | None:
+        """Squared standard error and its degrees of freedom, as `satterthwaite` adds them."""
+        return None if self.error is None or self.df is None else (self.error**2, self.df)
 
     @property
     def p_value(self) -> float | None:
@@ -70,7 +76,7 @@ class Estimate:
         from scipy.special import stdtr
 
         own = float(2 * stdtr(self.df, -abs(self.value) / self.error))
-        return own if self.over_seeds is None else max(own, self.over_seeds.p_value)
+        return own if self.over_seeds is None else max(own, self.over_seeds.p_value or 0.0)
 
 
 def t_quantile(probability: float, df: float) -> float:
@@ -177,11 +183,11 @@ def _for_other_images(over_seeds: Estimate, shared: float, images: int, silent: 
 
     silent  seeds alone say nothing
     """
-    if over_seeds.error is None or shared <= ROUNDING**2 or images < 2:
+    own = over_seeds.variance
+    if own is None or shared <= ROUNDING**2 or images < 2:
         return Estimate(over_seeds.value) if silent else over_seeds
-    parts = [(over_seeds.error**2, over_seeds.df), (shared, images - 1)]
-    floor = over_seeds if over_seeds.error > 0 else None
-    return Estimate(over_seeds.value, *satterthwaite(parts), floor)
+    floor = over_seeds if own[0] > 0 else None
+    return Estimate(over_seeds.value, *satterthwaite([own, (shared, images - 1)]), floor)
 
 
 def satterthwaite(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -203,9 +209,9 @@ def difference(
     """
     common = [seed for seed in one if seed in other]
     if len(common) >= 2:
-        mine, theirs = list(one), list(other)
-        order = [mine.index(seed) for seed in common]
-        order += [len(mine) + theirs.index(seed) for seed in common]
+        of_one, of_other = list(one), list(other)
+        order = [of_one.index(seed) for seed in common]
+        order += [len(of_one) + of_other.index(seed) for seed in common]
         block, count = covariance[np.ix_(order, order)], len(common)
         ours, crossed = block[:count], block[count:]
         paired = ours[:, :count] + crossed[:, count:] - ours[:, count:] - crossed[:, :count]
@@ -213,9 +219,8 @@ def difference(
     sides = list(one.values()), list(other.values())
     mine, theirs = map(_over_seeds, sides)
     value = mine.value - theirs.value
-    if mine.error is None or theirs.error is None:
+    if mine.variance is None or theirs.variance is None:
         return Estimate(value)  # how seeds differ is unknown
-    parts = [(mine.error**2, mine.df), (theirs.error**2, theirs.df)]
     count = len(one)
     shared = (
         shared_part(covariance[:count, :count])
@@ -223,7 +228,9 @@ def difference(
         - 2 * float(covariance[:count, count:].mean())
     )
     silent = any(map(why_seeds_are_silent, sides))
-    return _for_other_images(Estimate(value, *satterthwaite(parts)), shared, images, silent)
+    return _for_other_images(
+        Estimate(value, *satterthwaite([mine.variance, theirs.variance])), shared, images, silent
+    )
 
 
 # Many comparisons.
@@ -241,7 +248,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 def detectable_difference(differences: Sequence[Estimate]) -> float | None:
     """The difference that a comparison of median error finds with POWER, as Holm's first step."""
-    tested = sorted((e for e in differences if e.error is not None), key=lambda e: e.error)
+    tested = sorted((e for e in differences if e.error is not None), key=lambda e: e.error or 0.0)
     if not tested:
         return None
     typical = tested[len(tested) // 2]

@@ -41,6 +41,14 @@ class RunFolder:
         return done
 
     @property
+    def result(self) -> dict[str, Any]:
+        """`done` of a run that has finished."""
+        done = self.done
+        if done is None:
+            raise DataError(f"run {self.name} is not finished: {self.folder} has no {DONE}")
+        return done
+
+    @property
     def failed(self) -> dict[str, Any] | None:
         """What FAILED.json says, or None.  A damaged one is a failure of unknown reason."""
         try:

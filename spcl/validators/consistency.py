@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spcl.data.batch import Sample
 from spcl.data.sampling import stream_seed
 from spcl.data.transforms import Augment, normalize, resize_image
 from spcl.evaluate import Predict, count_pixels
@@ -30,7 +31,7 @@ def disturbed(
     height, width = plain.shape[-2:]
     recolour = Augment((height, width), JITTER)
     jittered = [
-        recolour(image, None, stream_seed(0, f"validation/jitter/{name}"))[0]
+        recolour(Sample(image), stream_seed(0, f"validation/jitter/{name}")).image
         for image, name in zip(images, sample_ids, strict=True)
     ]
     batches = [(plain.flip(-1), True), (torch.stack(jittered), False)]

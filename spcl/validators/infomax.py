@@ -20,6 +20,7 @@ def class_prior(source: ShardSet) -> np.ndarray:
 
     One pixel is added to each: a class that the source lacks is improbable, not impossible.
     """
+    assert source.class_pixels is not None, "a source has labels"
     pixels = source.class_pixels.sum(0, dtype=np.float64) + 1
     return pixels / pixels.sum()
 

@@ -76,7 +76,7 @@ def test_every_form_of_the_target_can_be_adapted_to(data: Path, tmp_path: Path, 
     convert("gta5", data)
     convert("cityscapes", data, "--split", split)
     line = ["--benchmark", "gta5", "--method", "adversarial", f"target.split={split}"]
-    run = trained(data, tmp_path, *line, "adversarial.steps=3", "adversarial.critic_width=4")
+    run = trained(data, tmp_path, *line, "adversarial.steps=3", "adversarial.discriminator_width=4")
     assert run.done["table"][0]["means"]["mIoU"]["classes"] > 0
 
 
@@ -131,7 +131,7 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OWN = (
     *("--benchmark", "gta5", "source.dataset=my-sim", "target.dataset=my-cars"),
     "adversarial.steps=3",
-    "adversarial.critic_width=4",
+    "adversarial.discriminator_width=4",
     "spcl.steps=3",
     "self_training.steps=3",
     "self_training.batch=2",

@@ -21,7 +21,7 @@ from spcl.losses.affinity import (
     probabilities,
 )
 from spcl.losses.segmentation import cross_entropy
-from spcl.models.critic import Critic
+from spcl.models.discriminator import Discriminator
 from spcl.randomness import Step
 from spcl.results.store import RunFolder
 from spcl.settings import read_yaml
@@ -38,37 +38,39 @@ def one_step(made, step=0):
     return made.train()(Stripes()[0], Step(step))
 
 
-# The critic.
+# The discriminator.
 
 
 @pytest.mark.parametrize(("neighbours", "channels"), [(8, 152), (4, 76)])
-def test_the_critics_first_convolution_sees_every_class_with_every_neighbour(neighbours, channels):
-    critic = method("asanet", neighbours=neighbours).critic
-    assert critic.layers[0].weight.shape == (4, channels, 4, 4) and CLASSES == 19
+def test_the_discriminators_first_convolution_sees_every_class_with_every_neighbour(
+    neighbours, channels
+):
+    discriminator = method("asanet", neighbours=neighbours).discriminator
+    assert discriminator.layers[0].weight.shape == (4, channels, 4, 4) and CLASSES == 19
 
 
-def test_the_critic_is_the_plain_one_on_all_maps_and_their_checkpoints_fit():
-    critic = method("asanet", critic_width=2).critic.double()
-    plain = Critic(len(NEIGHBOURS[8]) * CLASSES, width=2).double()
-    plain.load_state_dict(critic.state_dict())
+def test_the_discriminator_is_the_plain_one_on_all_maps_and_their_checkpoints_fit():
+    discriminator = method("asanet", discriminator_width=2).discriminator.double()
+    plain = Discriminator(len(NEIGHBOURS[8]) * CLASSES, width=2).double()
+    plain.load_state_dict(discriminator.state_dict())
     p = torch.randn(2, CLASSES, 32, 40, dtype=torch.float64).softmax(1)
     channels = 8 * CLASSES
     identity = nn.Conv2d(channels, channels, 1).double()
     with torch.no_grad():
         identity.weight.copy_(torch.eye(channels)[..., None, None])
         identity.bias.zero_()
-    maps = critic.first(p, identity, (0, 0))
+    maps = discriminator.first(p, identity, (0, 0))
     assert maps.shape == (2, channels, 32, 40)
-    assert torch.allclose(critic(p), plain(maps), atol=1e-12)
+    assert torch.allclose(discriminator(p), plain(maps), atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("stride", "size", "cells"), [(1, (64, 128), (2, 4)), (2, (64, 128), (1, 2)), (8, SIZE, (1, 1))]
 )
 def test_a_stride_leaves_a_coarser_map(stride, size, cells):
-    critic = method("asanet").critic
+    discriminator = method("asanet").discriminator
     p = probabilities(torch.randn(1, CLASSES, 8, 16), size, stride)
-    assert critic(p).shape == (1, 1, *cells)
+    assert discriminator(p).shape == (1, 1, *cells)
 
 
 @pytest.mark.parametrize(
@@ -76,42 +78,45 @@ def test_a_stride_leaves_a_coarser_map(stride, size, cells):
     [{}, {"neighbours": 4}, {"border": "valid"}, {"eps": 0.05}, {"affinity_stride": 2}],
     ids=str,
 )
-def test_the_critic_is_shown_affinities_as_asked(asked):
+def test_the_discriminator_is_shown_affinities_as_asked(asked):
     made = method("asanet", **asked)
     judged = one_step(made)["adversarial"].sum
     options = {"neighbours": 8, "border": "replicate", "eps": 1e-4} | asked
     stride = options.pop("affinity_stride", 1)
     p = probabilities(made.segmentor(Stripes()[0].target.image, "target").logits, SIZE, stride)
-    critic = Critic(
+    discriminator = Discriminator(
         options["neighbours"] * CLASSES, width=4, first=partial(affinity_convolution, **options)
     )
-    critic.load_state_dict(made.critic.state_dict())
-    assert judged.item() == pytest.approx(bce_to(critic(p), 0.0)[0].item(), rel=1e-6)
+    discriminator.load_state_dict(made.discriminator.state_dict())
+    assert judged.item() == pytest.approx(bce_to(discriminator(p), 0.0)[0].item(), rel=1e-6)
     if asked and "neighbours" not in asked:  # and the choice shows
         usual = method("asanet")
-        usual.critic.load_state_dict(made.critic.state_dict())
+        usual.discriminator.load_state_dict(made.discriminator.state_dict())
         assert one_step(usual)["adversarial"].sum.item() != judged.item()
 
 
-def test_an_undecided_critic_costs_ln_2_and_the_segmentor_its_weight_of_it():
+def test_an_undecided_discriminator_costs_ln_2_and_the_segmentor_its_weight_of_it():
     made = method("asanet", damping=False)
-    nn.init.zeros_(made.critic.layers[-1].weight)
-    nn.init.zeros_(made.critic.layers[-1].bias)
+    nn.init.zeros_(made.discriminator.layers[-1].weight)
+    nn.init.zeros_(made.discriminator.layers[-1].bias)
     terms = one_step(made)
     means = {name: (term.sum / term.count).item() for name, term in terms.items()}
-    for name in ("adversarial", "critic_source", "critic_target"):
+    for name in ("adversarial", "discriminator_source", "discriminator_target"):
         assert means[name] == pytest.approx(0.69314718, abs=1e-6)
     assert means["adversarial"] * terms["adversarial"].weight == pytest.approx(0.00069315, abs=1e-8)
-    assert [terms[f"critic_{domain}"].weight for domain in ("source", "target")] == [0.5, 0.5]
+    assert [terms[f"discriminator_{domain}"].weight for domain in ("source", "target")] == [
+        0.5,
+        0.5,
+    ]
 
 
-def test_equal_maps_leave_the_bias_of_an_undecided_critic_alone():
-    critic = method("asanet").critic
-    nn.init.zeros_(critic.layers[-1].weight)
-    nn.init.zeros_(critic.layers[-1].bias)
+def test_equal_maps_leave_the_bias_of_an_undecided_discriminator_alone():
+    discriminator = method("asanet").discriminator
+    nn.init.zeros_(discriminator.layers[-1].weight)
+    nn.init.zeros_(discriminator.layers[-1].bias)
     p = torch.randn(1, CLASSES, *SIZE).softmax(1)
-    (bce_to(critic(p), 0.0)[0] + bce_to(critic(p), 1.0)[0]).backward()
-    assert critic.layers[-1].bias.grad.abs().max() < 1e-7
+    (bce_to(discriminator(p), 0.0)[0] + bce_to(discriminator(p), 1.0)[0]).backward()
+    assert discriminator.layers[-1].bias.grad.abs().max() < 1e-7
 
 
 @pytest.mark.parametrize(
@@ -132,13 +137,13 @@ def test_players_do_not_touch_each_other():
     for name in ("segmentation", "adversarial"):
         made.zero_grad(set_to_none=True)
         terms[name].sum.backward(retain_graph=True)
-        assert all(p.grad is None for p in made.critic.parameters()), name
+        assert all(p.grad is None for p in made.discriminator.parameters()), name
         assert all(p.grad.any() for p in made.segmentor.head.parameters()), name
-    for name in ("critic_source", "critic_target"):
+    for name in ("discriminator_source", "discriminator_target"):
         made.zero_grad(set_to_none=True)
         terms[name].sum.backward(retain_graph=True)
         assert all(p.grad is None for p in made.segmentor.parameters()), name
-        assert all(p.grad.any() for p in made.critic.parameters()), name
+        assert all(p.grad.any() for p in made.discriminator.parameters()), name
 
 
 def test_one_backward_gives_each_player_the_gradient_of_its_own_loss():
@@ -151,16 +156,16 @@ def test_one_backward_gives_each_player_the_gradient_of_its_own_loss():
     target = made.segmentor(batch.target.image, "target").logits
     maps = [probabilities(logits, SIZE) for logits in (source, target)]
     ce, pixels = cross_entropy(source, batch.source.label)
-    fooled, cells = bce_to(made.critic(maps[1]), 0.0)
+    fooled, cells = bce_to(made.discriminator(maps[1]), 0.0)
     segmentors = ce / pixels + 0.5 * fooled / cells
     told = [
-        bce_to(made.critic(p.detach()), answer)[0]
+        bce_to(made.discriminator(p.detach()), answer)[0]
         for p, answer in zip(maps, (0.0, 1.0), strict=True)
     ]
-    critics = (told[0] + told[1]) / 2 / cells
+    discriminators = (told[0] + told[1]) / 2 / cells
     expected = [
         *torch.autograd.grad(segmentors, list(made.segmentor.parameters())),
-        *torch.autograd.grad(critics, list(made.critic.parameters())),
+        *torch.autograd.grad(discriminators, list(made.discriminator.parameters())),
     ]
     for one, other in zip(together, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -168,16 +173,22 @@ def test_one_backward_gives_each_player_the_gradient_of_its_own_loss():
 
 def test_only_the_segmentor_learns_where_only_it_steps():
     made = method("asanet")
-    before = [p.clone() for p in made.critic.parameters()]
+    before = [p.clone() for p in made.discriminator.parameters()]
     loss, _ = total(one_step(made))
     loss.backward()
-    segmentor, critic = made.optimizers()
+    segmentor, discriminator = made.optimizers()
     segmentor.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, made.critic.parameters(), strict=True))
-    critic.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, made.critic.parameters(), strict=True))
-    assert critic.defaults["lr"] == 1e-4 and critic.defaults["betas"] == (0.9, 0.99)
-    assert method("asanet", critic_learning_rate=0.003).optimizers()[1].defaults["lr"] == 0.003
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, made.discriminator.parameters(), strict=True)
+    )
+    discriminator.step()
+    assert not any(
+        torch.equal(a, b) for a, b in zip(before, made.discriminator.parameters(), strict=True)
+    )
+    assert discriminator.defaults["lr"] == 1e-4 and discriminator.defaults["betas"] == (0.9, 0.99)
+    assert (
+        method("asanet", discriminator_learning_rate=0.003).optimizers()[1].defaults["lr"] == 0.003
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -216,12 +227,12 @@ def test_bfloat16_stays_close_to_float32(name, tmp_path):
 
 
 def test_affinities_work_under_functional_call_as_in_place():
-    critic = method("asanet").critic
+    discriminator = method("asanet").discriminator
     p = torch.randn(1, CLASSES, *SIZE).softmax(1)
-    other = {name: 2 * value.detach() for name, value in critic.named_parameters()}
-    called = functional_call(critic, other, p)
-    critic.load_state_dict(other)
-    assert torch.equal(called, critic(p))
+    other = {name: 2 * value.detach() for name, value in discriminator.named_parameters()}
+    called = functional_call(discriminator, other, p)
+    discriminator.load_state_dict(other)
+    assert torch.equal(called, discriminator(p))
 
 
 # Recipes.

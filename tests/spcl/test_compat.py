@@ -51,7 +51,7 @@ OFFICIAL = {
         "spcl.seg_temperature": 1.8,
         "spcl.augment": "source",
         "adversarial.seg_temperature": 1.8,
-        "adversarial.critic_temperature": "source_only",
+        "adversarial.discriminator_temperature": "source_only",
         "adversarial.augment": "source",
         "pseudo_label.median": "ref_index",
         "train.reduction": "per_rank",
@@ -214,7 +214,7 @@ class ThreeLogits(nn.Module):
 
 
 class Recorder(nn.Module):
-    """A critic that keeps what it is shown."""
+    """A discriminator that keeps what it is shown."""
 
     def __init__(self):
         super().__init__()
@@ -244,12 +244,12 @@ def test_the_temperature_divides_the_logits_before_cross_entropy(kind, temperatu
 
 
 @pytest.mark.parametrize(("rule", "source"), [("none", SHARP), ("source_only", SOFT)])
-def test_the_critic_sees_the_source_divided_and_never_the_target(rule, source):
-    settings = Adversarial.Config(seg_temperature=1.8, critic_temperature=rule)
+def test_the_discriminator_sees_the_source_divided_and_never_the_target(rule, source):
+    settings = Adversarial.Config(seg_temperature=1.8, discriminator_temperature=rule)
     made = Adversarial(ThreeLogits(), settings).double()
     made.critic = Recorder()
     made(one_class(), Step(0))
-    judged, on_source, on_target = made.critic.shown
+    judged, on_source, on_target = made.discriminator.shown
     assert (judged, on_source, on_target) == pytest.approx((SHARP, source, SHARP), abs=1e-7)
 
 
@@ -353,7 +353,7 @@ def test_a_stage_with_a_look_at_the_source_cannot_start_afresh():
         (["target.grayscale=1.5"], "target.grayscale must be at most 1.0, got 1.5"),
         (["source.shuffle=false"], "set source.class_balanced=false too"),
         (["spcl.seg_temperature=0"], "spcl.seg_temperature must be at least 0.001"),
-        (["adversarial.critic_temperature=both"], "'both' is unknown"),
+        (["adversarial.discriminator_temperature=both"], "'both' is unknown"),
         (["model.mean_order=mixd"], "did you mean 'mixed'"),
         (["train.reduction=local"], "'local' is unknown"),
         (["compat=oficial"], "did you mean 'official'"),

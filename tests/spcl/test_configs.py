@@ -114,7 +114,7 @@ def test_the_schedule_is_the_papers(benchmark):
         "self_training": (20_000, 31_250, 8, 0.0005, 10.0),
     }
     assert config.of("adversarial").weight == 0.001
-    assert config.of("adversarial").critic_learning_rate == 0.0001
+    assert config.of("adversarial").discriminator_learning_rate == 0.0001
     assert config.of("spcl").prototype_momentum == 0.1
     assert config.of("spcl").contrast_weight == 1.0
     assert config.of("spcl").temperature == 100.0
@@ -156,7 +156,11 @@ def test_the_schedule_of_asanet_is_that_of_its_code(method, benchmark):
     assert (c.weight_decay, c.poly_power, c.augment) == (0.0005, 0.9, "none")
     assert (c.neighbours, c.border, c.affinity_stride) == (8, "replicate", 1)
     if method == "asanet":
-        assert (c.weight, c.critic_learning_rate, c.critic_width) == (0.001, 0.0001, 64)
+        assert (c.weight, c.discriminator_learning_rate, c.discriminator_width) == (
+            0.001,
+            0.0001,
+            64,
+        )
         assert (c.eps, c.damping) == (0.0001, True)
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spcl import old_words, table
-from spcl.config import Config, differences, from_dict, load, told
+from spcl.config import Config, differences, from_dict, load, result_settings
 from spcl.data.loader import Stream
 from spcl.data.sampling import LABEL_FREE, ORDERS, InOrder, Uniform
 from spcl.errors import ConfigError
@@ -179,7 +179,7 @@ def test_a_run_of_older_code_goes_on(settings, source, target, tmp_path):
     (tmp_path / "a/config.yaml").write_text(dump_yaml(values))
     assert run_config(tmp_path / "a") == config == from_dict(values)
     assert differences(from_dict(values), config) == []
-    assert told(from_dict(values)) == told(config)
+    assert result_settings(from_dict(values)) == result_settings(config)
     find_run(config, tmp_path, "a")
     other = load("gta5", "asanet", None, [*settings, "source.order=uniform"])
     with pytest.raises(ConfigError, match="exists with other .*source.order: .* -> uniform"):
@@ -243,3 +243,71 @@ def test_a_word_above_a_new_order_changes_it_only_where_it_means_another():
     assert order() == order(class_balanced=False) == order(shuffle=True) == {"order": "backwards"}
     assert order(class_balanced=True) == {"order": "class_balanced"}
     assert order(shuffle=False) == {"order": "in_order"}
+
+
+# A critic is called a discriminator.
+
+OLD = {
+    "adversarial": {"critic_learning_rate": 3e-4, "critic_width": 8, "critic_temperature": "none"},
+    "asanet": {"critic_learning_rate": 3e-4, "critic_width": 8},
+}
+NOW = {
+    section: {word.replace("critic", "discriminator"): value for word, value in words.items()}
+    for section, words in OLD.items()
+}
+
+
+@pytest.mark.parametrize("method", OLD)
+def test_a_critics_settings_are_a_discriminators(method, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps({method: OLD[method]}))
+    now = load("gta5", method, None, typed({method: NOW[method]}))
+    assert now == load("gta5", method, None, typed({method: OLD[method]}))
+    assert now == load("gta5", method, path, [])
+    assert now.of(method).discriminator_width == 8
+    stored = now.as_dict()
+    for word, today in old_words.RENAMED[method].items():
+        stored[method][word] = stored[method].pop(today)
+    assert from_dict(stored) == now
+    (tmp_path / "config.yaml").write_text(dump_yaml(stored))
+    assert run_config(tmp_path) == now
+    assert settings_of(str(tmp_path))[f"{method}.discriminator_width"] == 8
+
+
+@pytest.mark.parametrize("method", OLD)
+def test_keys_hold_a_critics_words(method):
+    config = load("gta5", method, None, typed({method: OLD[method]}))
+    stage = next(s for s in plan(config, DATA) if s.method == method)
+    expected = {k: v for k, v in OLD[method].items() if v != "none"}
+    assert expected.items() <= stage.settings["method"].items()
+    assert not any("discriminator" in name for name in stage.settings["method"])
+
+
+def test_a_later_layer_wins_over_a_critics_word(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("asanet: {critic_width: 8}")
+    found = load("gta5", "asanet", path, ["asanet.discriminator_width=4"])
+    assert found.of("asanet").discriminator_width == 4
+    path.write_text("asanet: {discriminator_width: 8}")
+    found = load("gta5", "asanet", path, ["asanet.critic_width=4"])
+    assert found.of("asanet").discriminator_width == 4
+    path.write_text("asanet: {discriminator_width: 8, critic_width: 8}")
+    with pytest.raises(ConfigError, match="asanet.critic_width is called asanet.discriminator_wid"):
+        load("gta5", "asanet", path, [])
+
+
+def test_a_searchs_lines_and_parameters_are_read_under_todays_names():
+    lines = {
+        "asanet.critic_learning_rate": {"low": 1e-5, "high": 1e-3},
+        "asanet.weight": {"relative_to": "asanet.critic_learning_rate", "low": 1.0, "high": 9.0},
+        "asanet.damping": {"choices": [True], "when": {"asanet.critic_width": 64}},
+    }
+    found = old_words.renamed_space(lines)
+    assert list(found) == ["asanet.discriminator_learning_rate", "asanet.weight", "asanet.damping"]
+    assert found["asanet.weight"]["relative_to"] == "asanet.discriminator_learning_rate"
+    assert found["asanet.damping"]["when"] == {"asanet.discriminator_width": 64}
+    assert old_words.renamed_space(found) == found
+    assert lines["asanet.weight"]["relative_to"] == "asanet.critic_learning_rate"
+    relative = "asanet.critic_learning_rate/relative"
+    assert old_words.renamed(relative) == "asanet.discriminator_learning_rate/relative"
+    assert old_words.first(old_words.renamed(relative)) == relative

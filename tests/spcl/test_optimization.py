@@ -86,9 +86,9 @@ def test_each_optimizer_is_clipped_by_itself():
     method = METHODS[name](segmentor(), METHODS[name].Config())
     for parameter in method.parameters():
         parameter.grad = torch.full_like(parameter, 1e-6)
-    for parameter in method.critic.parameters():
+    for parameter in method.discriminator.parameters():
         parameter.grad.fill_(1e6)
     optimization.clip(method.optimizers(), 1.0)
     assert all((p.grad == 1e-6).all() for p in method.segmentor.parameters())
-    norm = torch.stack([p.grad.norm() for p in method.critic.parameters()]).norm()
+    norm = torch.stack([p.grad.norm() for p in method.discriminator.parameters()]).norm()
     assert float(norm) == pytest.approx(1.0, rel=1e-3)  # of 1e6 in float32

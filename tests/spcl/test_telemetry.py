@@ -15,7 +15,7 @@ RECORD = {
     "stage": "adversarial",
     "step": 3,
     "steps": 20,
-    "losses": {"segmentation": 1.234, "adversarial": 0.7, "critic_source": 0.6},
+    "losses": {"segmentation": 1.234, "adversarial": 0.7, "discriminator_source": 0.6},
     "source_miou": 0.2,
     "images_per_second": 30.0,
     "eta_seconds": 61.0,

@@ -215,9 +215,9 @@ def test_players_of_the_adversarial_stage_do_not_touch_each_other():
     terms = made(Stripes()[0], Step(0))
     generator = terms["segmentation"].sum + terms["adversarial"].sum
     generator.backward(retain_graph=True)
-    assert all(p.grad is None for p in made.critic.parameters())
+    assert all(p.grad is None for p in made.discriminator.parameters())
     made.zero_grad(set_to_none=True)
-    (terms["critic_source"].sum + terms["critic_target"].sum).backward()
+    (terms["discriminator_source"].sum + terms["discriminator_target"].sum).backward()
     assert all(p.grad is None for p in made.segmentor.parameters())
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import MINI
 
+from spcl import timing
 from spcl.config import load
-from tune import estimate, search, sweep
+from tune import search, sweep
 
 UNWRITABLE = "/proc/spcl"  # nobody can make a folder there
 COMMANDS: dict[str, tuple[Callable, list[str]]] = {
@@ -30,7 +31,7 @@ def untimed(monkeypatch):
     def fail(*of: object) -> float:
         raise AssertionError("a step was timed")
 
-    monkeypatch.setattr(estimate, "_timed", fail)
+    monkeypatch.setattr(timing, "_timed", fail)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -205,7 +206,7 @@ def test_nothing_is_timed_on_a_cpu_unless_asked(command, untimed, mini_data, cap
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_says_what_it_times(command, mini_data, monkeypatch, capsys):
     """A step takes an hour here."""
-    monkeypatch.setattr(estimate, "_timed", lambda *of: 3600.0)
+    monkeypatch.setattr(timing, "_timed", lambda *of: 3600.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert call(command, mini_data, UNWRITABLE, "--dry-run", "--time", *MINI) == 0
     captured = capsys.readouterr()
@@ -222,10 +223,10 @@ def test_it_says_what_it_times(command, mini_data, monkeypatch, capsys):
 
 def test_what_is_too_large_for_a_cpu_is_timed_with_one_image(monkeypatch, capsys):
     images = []
-    monkeypatch.setattr(estimate, "_timed", lambda *of: images.append(of[3]) or 2.0)
+    monkeypatch.setattr(timing, "_timed", lambda *of: images.append(of[3]) or 2.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = load("synscapes", "spcl")
-    assert estimate.step_seconds(config, "spcl", 19, 2) == 4.0  # two images, of 2 s each
+    assert timing.step_seconds(config, "spcl", 19, 2) == 4.0  # two images, of 2 s each
     assert images == [1]
     assert "4 steps of spcl on this machine's cpu, 1 image(s)" in capsys.readouterr().err
 
@@ -236,7 +237,7 @@ def test_what_is_too_large_for_a_cpu_is_timed_with_one_image(monkeypatch, capsys
 def test_a_gpu_is_timed_without_being_asked(there, device, asked, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     config = load("streets", "spcl", None, [f"train.device={device}"])
-    assert estimate.is_timed(config, asked) == (asked or (there and device == "auto"))
+    assert timing.is_timed(config, asked) == (asked or (there and device == "auto"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

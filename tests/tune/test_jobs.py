@@ -1,5 +1,6 @@
 """Jobs in this process, without Ray: what they make, and what their records say."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,12 +10,15 @@ import torch
 from conftest import MINI
 from optuna.trial import TrialState
 
+from ray_jobs import piece
 from spcl.artefacts import verify
 from spcl.config import load
 from spcl.data.catalog import split_source
 from spcl.data.convert import convert
 from spcl.data.shards import ShardSet
-from spcl.recipe import Recipe, load_segmentor
+from spcl.errors import ConfigError
+from spcl.networks import load_segmentor
+from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.trainer import Surroundings
 from spcl.validation import validate
@@ -22,7 +26,7 @@ from tune import jobs
 from tune.driver import Driver
 from tune.experiment import REFERENCE, score_of
 from tune.jobs import run
-from tune.request import check_objective
+from tune.request import check_objective, with_holdout
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +153,7 @@ def test_the_default_of_a_source_only_search_is_the_reference_and_trains_nothing
 
 def test_a_finished_job_is_not_done_again(started, monkeypatch):
     asked, record = started
-    monkeypatch.setattr(jobs, "attempt", None)
+    monkeypatch.setattr(jobs, "perform", None)
     assert run(asked.reference_job({})) == record
 
 
@@ -195,11 +199,11 @@ def test_any_other_failure_is_one_too(error, reason, started, monkeypatch):
 def test_attempts_are_counted_by_rung(started, monkeypatch):
     asked, _ = started
 
-    def die(job, attempts):
+    def die(*_):
         raise KeyboardInterrupt  # as good as killed: no record
 
     with monkeypatch.context() as patched:
-        patched.setattr(jobs, "attempt", die)
+        patched.setattr(jobs, "perform", die)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 run(job(asked, 7, 0))
@@ -250,7 +254,7 @@ def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started
         waiting.record.write_text(json.dumps(record))
         lease.unlink()
 
-    monkeypatch.setattr(jobs.time, "sleep", finish)
+    monkeypatch.setattr(piece.time, "sleep", finish)
     assert run(waiting) == record
 
 
@@ -282,3 +286,17 @@ def test_objectives_of_labels_read_as_many_as_they_say(
     assert trial.value == (found["value"] if budget == 5 else found)
     if budget == 5:
         assert found["images"] == 5 and found["low"] <= found["value"] <= found["high"]
+
+
+def test_a_search_goes_on_with_other_devices_unless_they_change_its_results(mini_data, tmp_path):
+    for name, switches in (("exact", []), ("local", ["spcl.sync=false"])):
+        config = with_holdout(load("streets", "spcl", None, [*MINI, *switches]), mini_data)
+        asked = searches.search(mini_data, tmp_path, name=name, config=config, devices=2)
+        asked.open()
+        asked.open()
+        other = dataclasses.replace(asked, devices=1)
+        if name == "exact":
+            other.open()
+            continue
+        with pytest.raises(ConfigError, match=r"since spcl.sync=false: .* train.workers=2, got 1;"):
+            other.open()

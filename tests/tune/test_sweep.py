@@ -16,6 +16,7 @@ import yaml
 from clusters import environment, wait_until
 from conftest import MINI
 
+from ray_jobs import piece
 from spcl.chosen_by import ChosenBy
 from spcl.config import load
 from spcl.errors import ConfigError
@@ -27,7 +28,7 @@ from spcl.results.ranking import make_boards
 from spcl.results.store import RunFolder, read_confusions
 from spcl.results.tables import interval
 from spcl.settings import digest, flatten
-from tune import jobs, sweep, sweep_estimate, sweep_jobs
+from tune import sweep, sweep_estimate, sweep_jobs
 from tune.sweep_file import read_sweep
 from tune.sweep_grid import Sweep, resolve
 from tune.sweep_live import Live
@@ -914,13 +915,14 @@ def test_a_piece_of_work_says_why_it_failed(mini_data, tmp_path):
     made = resolved(written(tmp_path, TWO_ROWS), mini_data, tmp_path / "runs")
     schedule = Schedule.of(made)
     task = sweep_jobs.task_of(schedule.next(), made, {})
-    task = dataclasses.replace(task, data=str(tmp_path / "nowhere"))
-    reason = sweep_jobs.perform(dataclasses.asdict(task))
+    nowhere = dataclasses.replace(task.piece, data=str(tmp_path / "nowhere"))
+    reason = sweep_jobs.attempt(dataclasses.replace(task, piece=nowhere))
+    run = task.piece.folder
     assert "nowhere" in reason and len(reason.splitlines()) == 1
-    assert task.folder.failed["error"] == reason
-    assert "nowhere" in (task.folder.folder / "traceback.txt").read_text()
-    whole = dataclasses.replace(task, data=str(mini_data))  # a part of the run, this time
-    assert not whole.finish and sweep_jobs.perform(dataclasses.asdict(whole)) is None
+    assert run.failed["error"] == reason
+    assert "nowhere" in (run.folder / "traceback.txt").read_text()
+    assert not task.finish and sweep_jobs.attempt(task) is None  # a part of the run, this time
+    assert not run.failed
 
 
 def test_two_commands_do_not_write_one_table(mini_data, tmp_path, capsys):
@@ -932,7 +934,7 @@ def test_two_commands_do_not_write_one_table(mini_data, tmp_path, capsys):
 def test_a_run_that_another_process_holds_is_a_failed_cell_and_no_end(
     mini_data, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(jobs, "EXPIRES", 0.0)  # no time to wait
+    monkeypatch.setattr(piece, "EXPIRES", 0.0)  # no time to wait
     path = written(tmp_path, TWO_ROWS)
     storage = tmp_path / "runs"
     held = resolved(path, mini_data, storage).cells["adapted", 0]

@@ -5,6 +5,7 @@ same images with them, for oracles and few-label studies.  The test labels are d
 """
 
 import re
+from typing import Any
 
 from spcl.data.datasets.base import Dataset, LabelFiles, Release, Split
 from spcl.data.labels import CITYSCAPES_IDS, TRAIN_IDS
@@ -15,7 +16,7 @@ _LABEL_TRAIN_IDS = re.compile(_KEY + r"_gtFine_labelTrainIds\.png")
 _SIZE = frozenset({(2048, 1024)})  # the set's page, as the numbers of images below
 
 
-def _split(role: str, split: str, labels: bool, **more: object) -> Split:
+def _split(role: str, split: str, labels: bool, **more: Any) -> Split:
     images, ground_truth = f"leftImg8bit/{split}", f"gtFine/{split}" if labels else None
     return Split(role, f"cityscapes/{split}", images, ground_truth, **more)
 

@@ -89,7 +89,8 @@ def _dataset(given: Description) -> Dataset:
             raise ConfigError(f"the name of a split must be a word, got {name!r}")
         files = build(Files, _mapping(files, f"splits.{name}"), f"splits.{name}.")
         splits[name] = _split(f"{given.name}/{name}", files)
-    ids, colors = {}, None
+    ids: dict[int, int] = {}
+    colors = None
     if any(split.labels is not None for split in splits.values()):
         ids, colors = _ids(given.labels, names)
     anything = re.compile(r"(?P<key>.*)")  # every split has patterns of its own
@@ -159,7 +160,7 @@ def _class_colors(palette: Any, names: tuple[str, ...]) -> np.ndarray:
             for name, color in zip(names, wheel, strict=True)
         ]
     try:
-        colors = np.array(palette, np.uint8)
+        colors: np.ndarray = np.array(palette, np.uint8)
     except (ValueError, TypeError, OverflowError):
         colors = np.empty(0)
     if colors.shape != (len(names), 3):

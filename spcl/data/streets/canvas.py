@@ -87,7 +87,8 @@ def tone(colour: Colour, factor: float) -> Colour:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    return tuple(x + (y - x) * share for x, y in zip(a, b, strict=True))
+    red, green, blue = (x + (y - x) * share for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def patch(face: Face, s0: float, t0: float, s1: float, t1: float) -> Face:

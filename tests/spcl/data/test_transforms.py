@@ -9,13 +9,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from spcl.data import transforms
+from spcl.data.batch import Sample
 from spcl.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Augment,
     decode,
     decode_label,
-    jitter,
+    draw_jitter,
     normalize,
     resize_image,
     resize_label,
@@ -87,7 +88,7 @@ def test_jitter_without_hue_is_torchvisions_to_the_bit(image, seed, strength, mo
     want = v2.ColorJitter(*strength)(planes)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    assert torch.equal(jitter(planes, strength), want)
+    assert torch.equal(draw_jitter(strength)(planes), want)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -97,7 +98,7 @@ def test_jitter_of_hue_draws_what_torchvision_draws(image, seed):
     torch.manual_seed(seed)
     want = v2.ColorJitter(0, 0, 0, 0.2)(planes)
     torch.manual_seed(seed)
-    got = jitter(planes, (0.0, 0.0, 0.0, 0.2))
+    got = draw_jitter((0.0, 0.0, 0.0, 0.2))(planes)
     assert (got.int() - want.int()).abs().max() <= 1 and not torch.equal(got, planes)
 
 
@@ -107,14 +108,14 @@ def test_how_pixels_lie_in_memory_changes_nothing(image, position):
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))
     label = torch.from_numpy(image[:, :, 0])
     entropy = [0, 7, position]
-    one = FULL(torch.from_numpy(image).permute(2, 0, 1), label, entropy)
-    two = FULL(torch.from_numpy(planes), label, entropy)
+    one = FULL(Sample(torch.from_numpy(image).permute(2, 0, 1), label), entropy)
+    two = FULL(Sample(torch.from_numpy(planes), label), entropy)
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
 
 
 def _call(augment, image, label, position):
     picture = torch.from_numpy(image).permute(2, 0, 1)
-    return augment(picture, torch.from_numpy(label), [0, 7, position])
+    return augment(Sample(picture, torch.from_numpy(label)), [0, 7, position])[:2]
 
 
 FULL = Augment((30, 45), jitter=(0.5, 0.5, 0.5, 0.2), flip=0.5, scale=(0.5, 1.5))

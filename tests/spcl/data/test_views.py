@@ -114,7 +114,9 @@ def test_training_reads_from_a_view_what_it_reads_from_the_parent(parent, tmp_pa
     )
     for position in range(8):
         assert before.sample_id(position) == after.sample_id(position)
-        (image, label), (small, small_label) = before.sample(position), after.sample(position)
+        (image, label, *_), (small, small_label, *_) = map(
+            lambda stream, at=position: stream.sample(at), (before, after)
+        )
         assert (label == small_label).all()
         assert (image - small).abs().max() <= 1.01 / 255 / 0.224  # one grey level, normalised
 

@@ -19,11 +19,11 @@ def test_value_in_closed_form(logit, target, expected):
     assert bce_to(logits, target)[1] == 16
 
 
-def test_undecided_critic_costs_the_generator_its_weight_times_ln_2():
+def test_undecided_discriminator_costs_the_generator_its_weight_times_ln_2():
     assert 0.001 * mean(torch.zeros(1, 1, 2, 4), 0.0) == pytest.approx(0.00069315, abs=1e-8)
 
 
-def test_equal_maps_leave_the_bias_of_an_undecided_critic_alone():
+def test_equal_maps_leave_the_bias_of_an_undecided_discriminator_alone():
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     logits = bias.expand(1, 1, 2, 4)
     (bce_to(logits, 0.0)[0] + bce_to(logits, 1.0)[0]).backward()

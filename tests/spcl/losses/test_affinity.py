@@ -228,7 +228,7 @@ def test_a_pixel_without_a_neighbour_passes_no_gradient():
     assert not found.any() and pixel.grad.abs().max() < 1e-14
 
 
-# The critic's first convolution.
+# The discriminator's first convolution.
 
 
 @pytest.mark.parametrize(("neighbours", "border"), BOTH)
@@ -384,7 +384,7 @@ def test_the_counter_sees_what_lives_together():
     assert peak_bytes(lambda: (y.exp().exp().exp().sum()).backward()) >= 16_000  # kept for later
 
 
-@pytest.mark.parametrize("what", ["critic", "cleaning"])
+@pytest.mark.parametrize("what", ["discriminator", "cleaning"])
 def test_forward_and_backward_need_less_than_a_quarter_of_the_naive_memory(what, monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")  # as `python benchmarks/affinity.py`
     benchmark = importlib.import_module("benchmarks.affinity")

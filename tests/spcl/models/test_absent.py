@@ -45,7 +45,7 @@ def labels(seed=2):
 
 def methods(name):
     """The method on both networks, in double precision, and in the same state."""
-    options = {"critic_width": 4} if name in ("adversarial", "asanet") else {}
+    options = {"discriminator_width": 4} if name in ("adversarial", "asanet") else {}
     if name == "spcl":
         options = {"temperature": 0.1}
     wide, narrow = (
@@ -53,10 +53,10 @@ def methods(name):
         for segmentor in (network(), reference())
     )
     if name in ("adversarial", "asanet"):
-        state = wide.critic.state_dict()
+        state = wide.discriminator.state_dict()
         first = state["layers.0.weight"].unflatten(1, (-1, 19))  # asanet: of each neighbour
         state["layers.0.weight"] = first[:, :, KEPT].flatten(1, 2)
-        narrow.critic.load_state_dict(state)
+        narrow.discriminator.load_state_dict(state)
     if name == "spcl":
         mean = torch.randn(19, wide.segmentor.feature_dimension, dtype=torch.float64)
         seen = torch.tensor([k not in ABSENT for k in range(19)])

@@ -1,6 +1,7 @@
-"""The fully convolutional critic of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
+"""The fully convolutional discriminator of AdaptSegNet (Tsai et al. 2018, arXiv:1802.10349)."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,18 @@ First = Callable[[Tensor, nn.Conv2d, tuple[int, int]], Tensor]
 
 
 def convolve(x: Tensor, layer: nn.Conv2d, margin: tuple[int, int]) -> Tensor:
+    """The plain way: x (B, K, H, W) with `margin` rows and columns of zeros, through `layer`."""
     return layer(F.pad(x, (0, margin[1], 0, margin[0])) if any(margin) else x)
 
 
-class Critic(nn.Module):
+class Discriminator(nn.Module):
     """Class probabilities (B, K, H, W) -> one logit per cell, (B, 1, H // 32, W // 32).
 
     Five 4x4 convolutions of stride 2 with `width` * (1, 2, 4, 8) channels, no normalisation.  An
     image of less than 32 pixels is padded with zeros to 32.
 
     inputs  channels that the first convolution sees: K, unless `first` makes others of them
-    first   how the first convolution is applied to what the critic is given
+    first   how the first convolution is applied to what the discriminator is given
     """
 
     def __init__(self, inputs: int, width: int = 64, first: First = convolve):
@@ -36,9 +38,10 @@ class Critic(nn.Module):
         self.first = first
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class probabilities (B, K, H, W) -> logits of "target", (B, 1, H // 32, W // 32)."""
         height, width = x.shape[-2:]
         margin = max(0, STRIDE - height), max(0, STRIDE - width)
-        x = self.first(x, self.layers[0], margin)
+        x = self.first(x, cast(nn.Conv2d, self.layers[0]), margin)
         for layer in self.layers[1:]:
             x = layer(F.leaky_relu(x, 0.2))
         return x
