@@ -21,8 +21,9 @@ from spcl.chosen_by import ChosenBy
 from spcl.data.labels import CLASS_NAMES
 from spcl.errors import DataError
 from spcl.protocols import headline
-from spcl.results.aggregate import Run, digest_of_ids, load_confusions, settings_of
+from spcl.results.aggregate import settings_of
 from spcl.results.published import PROTOCOL, Published
+from spcl.results.runs import Run, digest_of_ids, load_confusions
 from spcl.results.statistics import (
     CONFIDENCE,
     RESAMPLES,
