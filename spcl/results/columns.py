@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from spcl.results.ranking import Board, Row
+from spcl.results.ranking import Board
+from spcl.results.rows import Row
 
 CODE_LETTERS = 8  # of a code version
 NOTHING = "–"

@@ -21,7 +21,8 @@ from spcl.results.columns import (
     selection,
     title,
 )
-from spcl.results.ranking import TARGET_LABELS, Board, Row
+from spcl.results.ranking import Board
+from spcl.results.rows import TARGET_LABELS, Row
 
 NOTHING_APART = "Nothing was kept apart."
 PANELS = 4  # embedded per board: of its best rows
