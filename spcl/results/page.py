@@ -14,7 +14,7 @@ from spcl.results.columns import (
     Column,
     columns,
     detectable,
-    is_missing,
+    is_known,
     link,
     links,
     percent,
@@ -161,10 +161,10 @@ LETTERS = 48  # of a name in the plot
 
 def _intervals(board: Board) -> str:
     """Every row's mean, and its interval where it has one; published means are hollow."""
-    rows = [(n, row) for n, row in enumerate(board.rows) if not is_missing(row.mean)]
+    rows = [(n, row, row.mean) for n, row in enumerate(board.rows) if is_known(row.mean)]
     if not rows:
         return "<p>No row has a mean.</p>"
-    ends = [e for _, row in rows for e in (row.mean, row.low, row.high) if not is_missing(e)]
+    ends = [e for _, row, mean in rows for e in (mean, row.low, row.high) if is_known(e)]
     low, high, step = scale(100 * min(ends), 100 * max(ends))
 
     def x(value: float) -> float:
@@ -178,18 +178,18 @@ def _intervals(board: Board) -> str:
             f'<line class="grid" x1="{x(value / 100)}" x2="{x(value / 100)}" y1="0" y2="{bottom}"/>'
             f'<text class="tick" x="{x(value / 100)}" y="{bottom + 16}">{value:g}</text>'
         )
-    for line, (number, row) in enumerate(rows):
+    for line, (number, row, mean) in enumerate(rows):
         y = ROW * line + ROW // 2
         span = ""
-        if not is_missing(row.low) and not is_missing(row.high):
+        if is_known(row.low) and is_known(row.high):
             span = f'<line class="span" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
         kind = "published" if row.published else "ours"
         name = _label(row)
         short = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
         marks.append(
-            f'<g class="{kind}" data-row="{number}"><title>{escape(name)}: {percent(row.mean)}'
+            f'<g class="{kind}" data-row="{number}"><title>{escape(name)}: {percent(mean)}'
             f'</title><text class="name" x="{TEXT - 10}" y="{y + 4}">{escape(short)}</text>{span}'
-            f'<circle cx="{x(row.mean)}" cy="{y}" r="4"/></g>'
+            f'<circle cx="{x(mean)}" cy="{y}" r="4"/></g>'
         )
     width, height = TEXT + WIDTH + MARGIN, bottom + AXIS
     return (
@@ -219,7 +219,7 @@ def _heat_map(board: Board) -> str:
         f'<tr data-row="{number}"><th scope="row">{escape(_label(row))}</th>'
         + "".join(
             f'<td title="{escape(name)}: {percent(value)}"{_shade(value)}>'
-            f"{'' if is_missing(value) else f'{100 * value:.0f}'}</td>"
+            f"{f'{100 * value:.0f}' if is_known(value) else ''}</td>"
             for name, value in zip(board.classes, row.iou, strict=True)
         )
         + "</tr>\n"
@@ -233,7 +233,7 @@ def _heat_map(board: Board) -> str:
 
 
 def _shade(value: float | None) -> str:
-    return "" if is_missing(value) else f' style="--heat:{100 * value:.0f}%"'
+    return f' style="--heat:{100 * value:.0f}%"' if is_known(value) else ""
 
 
 # Panels.

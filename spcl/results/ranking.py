@@ -171,7 +171,8 @@ def _ranks(
 ) -> list[int | None]:
     """1 + how many rows are significantly better; None for a row without an interval."""
     better = [0] * len(drafts)
-    adjusted = holm([estimate.p_value for estimate in differences.values()])
+    tested = [p for estimate in differences.values() if (p := estimate.p_value) is not None]
+    adjusted = holm(tested)  # every difference was tested
     for (one, other), p in zip(differences, adjusted, strict=True):
         if p < 1 - CONFIDENCE:
             better[other if differences[one, other].value > 0 else one] += 1

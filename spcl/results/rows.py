@@ -75,8 +75,9 @@ class Draft:
         self.final = all(run.final for run in members)
         self.images = self.runs[0].images
         self.replicates: np.ndarray | None = None  # (S, B)
-        if all(run.replicates is not None for run in self.runs):
-            self.replicates = np.stack([run.replicates for run in self.runs]).astype(np.float64)
+        known = [run.replicates for run in self.runs if run.replicates is not None]
+        if len(known) == len(self.runs):
+            self.replicates = np.stack(known).astype(np.float64)
 
     @property
     def name(self) -> str:
@@ -114,7 +115,7 @@ def draft_row(draft: Draft, group: Group, rank: int | None, classes: Sequence[st
     if draft.replicates is not None:
         over_images = image_interval(draft.replicates.mean(0))
     over_seeds = seed_estimate(list(draft.scores.values())).interval
-    seconds = [run.device_seconds for run in runs]
+    seconds = [run.device_seconds for run in runs if run.device_seconds is not None]
     notes = []
     if draft.silent:
         notes.append(f"{draft.silent}: no interval over seeds, not ranked")
@@ -129,13 +130,13 @@ def draft_row(draft: Draft, group: Group, rank: int | None, classes: Sequence[st
         backbone=last.backbone,
         selection=last.selection,
         label_budget=last.label_budget,
-        iou=tuple(_mean([_iou_of(run, name) for run in runs]) for name in classes),
+        iou=tuple(_mean_iou(runs, name) for name in classes),
         mean=draft.estimate.value,
         low=low,
         high=high,
         means={name: _mean([run.means[name] for run in runs]) for name in last.means},
         seeds=tuple(draft.scores),
-        device_hours=None if None in seconds else math.fsum(seconds) / SECONDS_PER_HOUR,
+        device_hours=math.fsum(seconds) / SECONDS_PER_HOUR if len(seconds) == len(runs) else None,
         date=max(run.date for run in runs)[:DATE_LETTERS],
         code=tuple(sorted({run.code for run in runs})),
         runs=tuple(run.folder for run in runs),
@@ -154,13 +155,18 @@ def _key(run: Run, group: Group) -> str:
     return hashlib.sha256(repr((parts, group)).encode()).hexdigest()[:KEY_LETTERS]
 
 
+def _mean_iou(runs: Sequence[Run], name: str) -> float | None:
+    """Of a class, over the runs that have one; None where none has."""
+    found = [value for run in runs if (value := _iou_of(run, name)) is not None]
+    return _mean(found) if found else None
+
+
 def _iou_of(run: Run, name: str) -> float | None:
     return run.iou[run.classes.index(name)] if name in run.classes else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return math.fsum(found) / len(found) if found else None
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def tell_apart(rows: Sequence[Row]) -> list[Row]:
