@@ -26,8 +26,10 @@ def describe(request: Request, workers: int) -> str:
             f"  compat=official: what the authors' code does, configs/compat/{config.method}.yaml"
         )
     for role, split in splits.items():
-        planned = isinstance(split, Planned)
-        about = str(split) if planned else f"{split.name}, {len(split)} images, {split.folder}"
+        if isinstance(split, Planned):
+            about = str(split)
+        else:
+            about = f"{split.name}, {len(split)} images, {split.folder}"
         lines.append(f"  {role:<11}{about}")
     lines.append(f"{'stage':<34}{'key':<18}{'stored':<8}{'steps':>7}{'batch':>7}{'MiB/worker':>12}")
     for stage in stages:

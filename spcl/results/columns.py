@@ -5,9 +5,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import quote
 
-from spcl.results.ranking import Board, Row
+from spcl.results.ranking import Board
+from spcl.results.rows import Row
 
 CODE_LETTERS = 8  # of a code version
 NOTHING = "–"
@@ -63,11 +65,12 @@ def interval(row: Row) -> str:
 
 
 def percent(value: float | None) -> str:
-    return NOTHING if value is None or math.isnan(value) else f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if is_known(value) else NOTHING
 
 
-def is_missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Is there a number?"""
+    return value is not None and not math.isnan(value)
 
 
 def detectable(board: Board) -> str:
@@ -113,7 +116,7 @@ def _iou(k: int) -> Callable[[Row], float | None]:
 
 def _percent(name: str, value: Callable[[Row], float | None]) -> Column:
     def known(row: Row) -> float | None:
-        return None if is_missing(value(row)) else value(row)
+        return value(row) if is_known(value(row)) else None
 
     return Column(name, lambda r: percent(value(r)), known)
 

@@ -14,18 +14,22 @@ from spcl.results.columns import (
     Column,
     columns,
     detectable,
-    is_missing,
+    is_known,
     link,
     links,
     percent,
     selection,
     title,
 )
-from spcl.results.ranking import TARGET_LABELS, Board, Row
+from spcl.results.ranking import Board
+from spcl.results.rows import TARGET_LABELS, Row
 
 NOTHING_APART = "Nothing was kept apart."
 PANELS = 4  # embedded per board: of its best rows
 PANEL_BYTES = 4 << 20  # a larger panel is linked
+HERE = Path(__file__).parent
+STYLE = (HERE / "page.css").read_text(encoding="utf-8")
+SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
 
 
 def page(boards: Sequence[Board], unread: Sequence[str], out: Path) -> str:
@@ -41,10 +45,10 @@ def page(boards: Sequence[Board], unread: Sequence[str], out: Path) -> str:
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f'<title>Leaderboard</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n'
+        f'<title>Leaderboard</title>\n<link rel="icon" href="data:,">\n<style>\n{STYLE}</style>\n'
         f"</head>\n<body>\n<h1>Leaderboard</h1>\n{INTRODUCTION}\n<nav><ul>{contents}</ul></nav>\n"
         + "\n".join(sections)
-        + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        + f"\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -157,10 +161,10 @@ LETTERS = 48  # of a name in the plot
 
 def _intervals(board: Board) -> str:
     """Every row's mean, and its interval where it has one; published means are hollow."""
-    rows = [(n, row) for n, row in enumerate(board.rows) if not is_missing(row.mean)]
+    rows = [(n, row, row.mean) for n, row in enumerate(board.rows) if is_known(row.mean)]
     if not rows:
         return "<p>No row has a mean.</p>"
-    ends = [e for _, row in rows for e in (row.mean, row.low, row.high) if not is_missing(e)]
+    ends = [e for _, row, mean in rows for e in (mean, row.low, row.high) if is_known(e)]
     low, high, step = scale(100 * min(ends), 100 * max(ends))
 
     def x(value: float) -> float:
@@ -174,18 +178,18 @@ def _intervals(board: Board) -> str:
             f'<line class="grid" x1="{x(value / 100)}" x2="{x(value / 100)}" y1="0" y2="{bottom}"/>'
             f'<text class="tick" x="{x(value / 100)}" y="{bottom + 16}">{value:g}</text>'
         )
-    for line, (number, row) in enumerate(rows):
+    for line, (number, row, mean) in enumerate(rows):
         y = ROW * line + ROW // 2
         span = ""
-        if not is_missing(row.low) and not is_missing(row.high):
+        if is_known(row.low) and is_known(row.high):
             span = f'<line class="span" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
         kind = "published" if row.published else "ours"
         name = _label(row)
         short = name if len(name) <= LETTERS else name[: LETTERS - 1] + "…"
         marks.append(
-            f'<g class="{kind}" data-row="{number}"><title>{escape(name)}: {percent(row.mean)}'
+            f'<g class="{kind}" data-row="{number}"><title>{escape(name)}: {percent(mean)}'
             f'</title><text class="name" x="{TEXT - 10}" y="{y + 4}">{escape(short)}</text>{span}'
-            f'<circle cx="{x(row.mean)}" cy="{y}" r="4"/></g>'
+            f'<circle cx="{x(mean)}" cy="{y}" r="4"/></g>'
         )
     width, height = TEXT + WIDTH + MARGIN, bottom + AXIS
     return (
@@ -215,7 +219,7 @@ def _heat_map(board: Board) -> str:
         f'<tr data-row="{number}"><th scope="row">{escape(_label(row))}</th>'
         + "".join(
             f'<td title="{escape(name)}: {percent(value)}"{_shade(value)}>'
-            f"{'' if is_missing(value) else f'{100 * value:.0f}'}</td>"
+            f"{f'{100 * value:.0f}' if is_known(value) else ''}</td>"
             for name, value in zip(board.classes, row.iou, strict=True)
         )
         + "</tr>\n"
@@ -229,7 +233,7 @@ def _heat_map(board: Board) -> str:
 
 
 def _shade(value: float | None) -> str:
-    return "" if is_missing(value) else f' style="--heat:{100 * value:.0f}%"'
+    return f' style="--heat:{100 * value:.0f}%"' if is_known(value) else ""
 
 
 # Panels.
@@ -273,89 +277,3 @@ INTRODUCTION = """<p>IoU in %. A rank is one more than the number of rows of the
 significantly better. <span class="badge">published</span> rows are copied from the named source;
 they stand by value, without a rank. <span class="badge labels">orange</span> selection rules have
 read target labels and are never ranked against those that have not.</p>"""
-
-STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --soft: #5b6470; --line: #d5dae0;
-  --accent: #1f6feb; --labels: #b35900; }
-@media (prefers-color-scheme: dark) { :root { --back: #14171b; --text: #e4e8ee; --soft: #9aa4b1;
-  --line: #39414b; --accent: #6aa8ff; --labels: #ffb266; } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; background: var(--back);
-  color: var(--text); }
-a { color: var(--accent); }
-.scroll { overflow: auto; max-height: 80vh; }
-table { border-collapse: collapse; font-size: 13px; }
-.rows th, .rows td { padding: 3px 8px; border-bottom: 1px solid var(--line); text-align: left;
-  white-space: nowrap; }
-.rows .number { text-align: right; font-variant-numeric: tabular-nums; }
-.rows thead th { position: sticky; top: 0; z-index: 1; background: var(--back); }
-.rows tbody th { position: sticky; left: 0; background: var(--back); }
-.rows tr.published, .rows tr.published th { color: var(--soft); }
-button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 2px;
-  cursor: pointer; }
-[aria-sort="ascending"] button::after { content: " \\2191"; }
-[aria-sort="descending"] button::after { content: " \\2193"; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-form { margin: .6rem 0; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: baseline; }
-.badge { border: 1px solid currentColor; border-radius: 9px; padding: 0 7px; font-size: 12px;
-  font-weight: 400; white-space: nowrap; }
-.badge.labels { color: var(--labels); }
-.heat td { min-width: 2em; padding: 2px 3px; text-align: center;
-  /* At most 60 % of the colour, so that the number stays readable. */
-  background: color-mix(in srgb, var(--accent) calc(0.6 * var(--heat, 0%)), var(--back)); }
-.heat th { font-weight: 400; text-align: left; white-space: nowrap; padding-right: 8px; }
-.heat thead th { vertical-align: bottom; padding: 2px; }
-.heat thead span { max-height: 12em; overflow: hidden; writing-mode: vertical-rl;
-  transform: rotate(180deg); }
-svg text { font: 12px system-ui, sans-serif; fill: var(--text); }
-svg .name { text-anchor: end; } svg .tick { text-anchor: middle; fill: var(--soft); }
-svg .grid { stroke: var(--line); } svg .span { stroke: var(--accent); stroke-width: 2; }
-svg circle { fill: var(--accent); stroke: var(--accent); }
-svg .published circle { fill: var(--back); stroke: var(--soft); }
-svg .published text { fill: var(--soft); }
-figure { margin: 0 0 1rem; } figure img { max-width: 100%; }
-[hidden] { display: none !important; } svg [hidden] { display: initial !important; opacity: .12; }
-"""
-
-SCRIPT = """
-"use strict";
-// Values without a number or a word stay last, whichever way the column is sorted.
-function compare(a, b, sign) {
-  if (a === null || b === null) return (a === null) - (b === null);
-  const [x, y] = [Number(a), Number(b)];
-  const numbers = a !== "" && b !== "" && !Number.isNaN(x) && !Number.isNaN(y);
-  return sign * (numbers ? x - y : a.localeCompare(b));
-}
-function sort(button) {
-  const head = button.closest("th"), body = button.closest("table").tBodies[0];
-  const now = head.getAttribute("aria-sort"), first = button.dataset.first;
-  const other = first === "ascending" ? "descending" : "ascending";
-  const way = now === first ? other : first;
-  for (const one of head.parentNode.children)
-    if (one.hasAttribute("aria-sort")) one.setAttribute("aria-sort", "none");
-  head.setAttribute("aria-sort", way);
-  const value = row => row.cells[head.cellIndex].getAttribute("data-value");
-  const sign = way === "ascending" ? 1 : -1;
-  body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b), sign)));
-}
-function filter(form) {
-  const section = form.closest("section"), words = form.words.value.toLowerCase().split(/\\s+/);
-  let shown = 0, all = 0;
-  for (const row of section.querySelectorAll("table.rows tbody tr")) {
-    const text = row.textContent.toLowerCase();
-    const fits = words.every(word => text.includes(word)) &&
-      (!form.kind.value || row.dataset.kind === form.kind.value) &&
-      (!form.rule.value || row.dataset.rule === form.rule.value);
-    for (const same of section.querySelectorAll(`[data-row="${row.dataset.row}"]`))
-      same.toggleAttribute("hidden", !fits);
-    shown += fits; all += 1;
-  }
-  form.querySelector("[role=status]").textContent =
-    shown === all ? `${all} rows` : `${shown} of ${all} rows`;
-}
-for (const button of document.querySelectorAll("th button"))
-  button.addEventListener("click", () => sort(button));
-for (const form of document.querySelectorAll("form")) {
-  form.addEventListener("input", () => filter(form));
-  form.addEventListener("submit", event => event.preventDefault());
-}
-"""

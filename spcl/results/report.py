@@ -26,7 +26,8 @@ from spcl.results.columns import (
     title,
 )
 from spcl.results.page import NOTHING_APART, page
-from spcl.results.ranking import Board, Row
+from spcl.results.ranking import Board
+from spcl.results.rows import Row
 
 SCHEMA = 1
 FILES = ("leaderboard.html", "leaderboard.md", "leaderboard.json")

@@ -262,8 +262,8 @@ def flip_run(storage: Path, file: str, count: int | None) -> Counter:
 
 @pytest.fixture
 def two_runs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("spcl.results.aggregate.RESAMPLES", 2)
-    monkeypatch.setattr("spcl.results.aggregate.headline_replicates", lambda m, p: np.zeros(2))
+    monkeypatch.setattr("spcl.results.cache.RESAMPLES", 2)
+    monkeypatch.setattr("spcl.results.runs.headline_replicates", lambda m, p: np.zeros(2))
     write_run(tmp_path / "good", 0)
     write_run(tmp_path / "bad", 1)
     return tmp_path
@@ -328,7 +328,7 @@ FILES = ("search.yaml", "jobs/0000-0.json", "audit.json", "audit/split/net.parqu
 
 @pytest.mark.parametrize("file", [*FILES, "configurations/0000/manifest.json"])
 def test_flips_in_a_searchs_records_change_no_row_without_a_word(experiment, file, monkeypatch):
-    monkeypatch.setattr("spcl.results.aggregate.headline_replicates", lambda m, p: np.zeros(2))
+    monkeypatch.setattr("spcl.results.runs.headline_replicates", lambda m, p: np.zeros(2))
     whole, problems = read_runs([experiment])
     assert len(whole) == 1 and not problems
     count = 0

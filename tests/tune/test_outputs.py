@@ -14,7 +14,8 @@ from spcl import cli, runs
 from spcl.chosen_by import ChosenBy
 from spcl.config import load
 from spcl.results.aggregate import read_runs
-from spcl.results.ranking import TARGET_LABELS, make_boards
+from spcl.results.ranking import make_boards
+from spcl.results.rows import TARGET_LABELS
 from spcl.results.store import RunFolder
 from spcl.settings import flatten
 from spcl.train import main as train

@@ -11,8 +11,9 @@ import yaml
 
 from spcl.protocols import score
 from spcl.results import aggregate
-from spcl.results.aggregate import load_confusions, read_runs
+from spcl.results.aggregate import read_runs
 from spcl.results.ranking import make_boards
+from spcl.results.runs import load_confusions
 from spcl.results.store import write_confusions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -402,7 +403,7 @@ def test_a_cache_of_other_resamples_is_not_used(tmp_path, opened, monkeypatch):
     storage, cache = tmp_path / "runs", tmp_path / "cache.parquet"
     write_run(storage / "a")
     read_runs([storage], cache)
-    monkeypatch.setattr(aggregate, "RESAMPLES", 7)
+    monkeypatch.setattr("spcl.results.cache.RESAMPLES", 7)
     read_runs([storage], cache)
     assert opened == ["a", "a"]
 

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spcl.results.aggregate import Run
 from spcl.results.columns import detectable, interval
 from spcl.results.published import Published
-from spcl.results.ranking import TARGET_LABELS, make_boards
+from spcl.results.ranking import make_boards
+from spcl.results.rows import TARGET_LABELS
+from spcl.results.runs import Run
 from spcl.results.statistics import RESAMPLES
 from spcl.results.store import write_confusions
 
