@@ -330,8 +330,8 @@ def test_under_ray_a_full_disk_is_told_once_and_the_group_is_not_trained_again(
     """Where not even FAILED.json can be written, with a rank that waits for another; then alone."""
     run = RunFolder(disk.folder / "runs/r")
     line = [*TRAIN, *line_of(mini_data, run.folder.parent), "--workers"]
-    disk.mount(4 * PAGE)
-    for workers, size in ((2, 4), (1, 300)):
+    disk.mount(5 * PAGE)  # config.yaml has two, each rank's log needs one
+    for workers, size in ((2, 5), (1, 300)):
         disk.resize(size * PAGE)
         command = commands.run([*line, workers], cluster.environment)
         joined, *told = command.err.splitlines()
