@@ -100,14 +100,18 @@ def connect(address: str | None) -> None:
             f"no Ray cluster answers at {address}{named}: {error}; start one with "
             f"`ray start --head`, or {alone} to use this machine alone"
         ) from None
-    options = {"include_dashboard": False} | temporary_folder() if local else {}
+    options: dict[str, Any] = {}
+    if local:
+        options = {"include_dashboard": False, **temporary_folder()}
     for warning in authentication_warnings():
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     token = _token_path()
     makes_token = local and token is not None and not token.exists()
     print(f"starting Ray {where}" if local else f"joining Ray {where}", file=sys.stderr, flush=True)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+        # Ray annotates the level as a number and gives a word as its default.
+        level: Any = "error"
+        ray.init(address=address, log_to_driver=False, logging_level=level, **options)
     except Exception as error:  # Ray raises Exception itself where a node does not start
         # Of Ray's own files; it says nothing where there is no room for them.
         folder = Path(options["_temp_dir"]).parent if "_temp_dir" in options else _usual()[1]
@@ -121,7 +125,7 @@ def connect(address: str | None) -> None:
             f"one token, and RAY_AUTH_MODE=token where it was started so"
             + ("; or `unset RAY_ADDRESS` to use this machine alone" if named else "")
         ) from None
-    if makes_token and token.exists():
+    if makes_token and token is not None and token.exists():
         token.chmod(0o600)  # Ray leaves it to the umask, by which others may often read it
 
 
@@ -144,7 +148,7 @@ def temporary_folder() -> dict[str, str]:
     if folder is None:
         raise UserError(
             f"the path of Ray's sockets must not pass {limit} bytes, but with "
-            f"{name}={os.environ[name]} it has {found}; set RAY_TMPDIR to a shorter folder that "
+            f"{name}={usual} it has {found}; set RAY_TMPDIR to a shorter folder that "
             "can be written to"
         )
     print(

@@ -12,7 +12,7 @@ KEY = "spcl/stopped/{}"  # of a launch, in the cluster's own memory
 
 
 def worker_group(
-    function: Callable[[dict[str, Any]], None],
+    function: Callable[[dict[str, Any]], Any],
     values: dict[str, Any],
     folder: Path,
     workers: int,
@@ -49,7 +49,8 @@ def worker_group(
         run_config=RunConfig(
             name=name or uuid.uuid4().hex[:12],
             storage_path=str(folder),
-            failure_config=FailureConfig(
+            # mypy sees the class of Train V1, which lacks the second.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=restarts, controller_failure_limit=start_failures
             ),
         ),

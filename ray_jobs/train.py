@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
     early.check_run(arguments)
     if arguments.workers == 0:
-        from spcl.train import run  # imports torch
+        from spcl import train  # imports torch
 
-        return run(arguments)
+        return train.run(arguments)
     if arguments.workers is not None:
         arguments.settings = [*arguments.settings, f"train.workers={arguments.workers}"]
     from spcl import launch  # imports torch

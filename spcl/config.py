@@ -21,6 +21,7 @@ from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import Method, StageConfig
 from spcl.methods.passes import StatePass
+from spcl.models.segmentor import MODELS
 from spcl.sections import Domain, Evaluation, Model, PseudoLabel, Source, Streets, Train
 from spcl.settings import as_dict, build, choose, flatten, further, members, read_yaml, setting
 
@@ -168,6 +169,12 @@ class Config:
         self.target.check("target")
         self.evaluation.check()
         self.model.check()
+        if self.train.micro_batch and MODELS[self.model.name].norms and self.norm != "frozen":
+            raise ConfigError(
+                f"train.micro_batch needs norms that treat each image by itself: model.norm=frozen "
+                f"(which needs pre-trained weights); got {self.norm}, whose statistics are those "
+                "of the whole batch; or set train.micro_batch=0"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, plain values: what is saved as config.yaml."""
@@ -207,7 +214,7 @@ def _first_stage(method: str) -> str:
     return read_yaml(CONFIGS / "methods" / f"{method}.yaml")["stages"][0]
 
 
-def told(config: Config) -> dict[str, Any]:
+def result_settings(config: Config) -> dict[str, Any]:
     """The settings that can change a result, by dotted name; the seed among them."""
     skip = operational_keys()
     if any(map(config.by_rank, config.stages)):
@@ -216,8 +223,8 @@ def told(config: Config) -> dict[str, Any]:
 
 
 def differences(one: Config, other: Config) -> list[str]:
-    """Lines "key: a -> b" of what is `told` of the two and differs."""
-    left, right = told(one), told(other)
+    """Lines "key: a -> b" of what is `result_settings` of the two and differs."""
+    left, right = result_settings(one), result_settings(other)
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

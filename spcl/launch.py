@@ -9,7 +9,7 @@ from pathlib import Path
 from spcl import cli, distributed
 from spcl.chosen_by import carry, stored
 from spcl.commit import commit
-from spcl.config import Config, load, told
+from spcl.config import Config, load, result_settings
 from spcl.data.catalog import (
     check_streets,
     data_root,
@@ -100,8 +100,8 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
 
 def default_name(config: Config) -> str:
     """Made of what can change a result and is not at its default: new settings move no name."""
-    usual = told(Config())
-    chosen = {k: v for k, v in told(config).items() if k != "seed" and v != usual.get(k)}
+    usual = result_settings(Config())
+    chosen = {k: v for k, v in result_settings(config).items() if k != "seed" and v != usual.get(k)}
     return f"{config.benchmark}-{config.method}-{digest(chosen)[:8]}"
 
 

@@ -59,7 +59,7 @@ def describe(
     }
 
 
-def agree(**values: str) -> None:
+def check_ranks_agree(**values: str) -> None:
     """Raise UserError on every rank unless all ranks hold the same values."""
     everyone = distributed.gather(values)
     for rank, other in enumerate(everyone):

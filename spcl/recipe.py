@@ -36,7 +36,7 @@ from spcl.models.segmentor import Segmentor
 from spcl.networks import load_segmentor, network_state, new_method
 from spcl.panels import captioned_grid, same_size
 from spcl.protocols import absence_notes, score
-from spcl.provenance import agree, code_version, describe
+from spcl.provenance import check_ranks_agree, code_version, describe
 from spcl.results.store import RunFolder, read_confusions, write_confusions
 from spcl.sections import Domain
 from spcl.settings import digest
@@ -70,7 +70,9 @@ class Recipe:
         self.continued = continued
         fingerprints = {role: shards.fingerprint for role, shards in self.shards.items()}
         self.stages = plan(config, fingerprints)
-        agree(config=digest(config.as_dict()), data=digest(fingerprints), code=code_version())
+        check_ranks_agree(
+            config=digest(config.as_dict()), data=digest(fingerprints), code=code_version()
+        )
 
     def __call__(self) -> dict[str, Any]:
         """Make what is missing; returns the summary that DONE.json holds."""
@@ -149,8 +151,9 @@ class Recipe:
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
+                samples: dict[str, Any] = self._samples(predict, shards)
                 with atomic.opened(folder / "samples.npz") as file:
-                    np.savez_compressed(file, **self._samples(predict, shards))
+                    np.savez_compressed(file, **samples)
 
     # What stages share.
 

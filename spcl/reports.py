@@ -1,6 +1,6 @@
-"""Reports on a finished run: scores, predictions and features on any converted split.
+"""A finished run, scored again: numbers, predictions and features on any converted split.
 
-A report is made of shares, strided sets of images, that any map-like callable may run anywhere: its
+It is made of shares, strided sets of images, that any map-like callable may run anywhere: its
 numbers and files are the same for any number of workers.  It opens evaluation labels after the
 training is over, and changes nothing in the run but its own folder.
 

@@ -257,7 +257,7 @@ def _oracle(
 
 def write_failure(job: Job, reason: str, attempts: int) -> None:
     """The record of a job that gave no network."""
-    nothing = {"artefact": None, "steps": 0, "shared_steps": {}, "validators": {}}
+    nothing: dict[str, Any] = {"artefact": None, "steps": 0, "shared_steps": {}, "validators": {}}
     _write(job, status="failed", reason=reason, attempts=attempts, device_seconds=0.0, **nothing)
 
 

@@ -62,7 +62,7 @@ def make_table(sweep: Sweep, failed: dict[str, str]) -> Table:
     }
     lines = []
     for row in sweep.rows:
-        published = dict(row.published.get(against, {}))
+        published = dict(row.published.get(against or "", {}))
         ours = {mean: interval(values)[0] for mean, values in scores[row.name].items() if values}
         difference = {m: ours[m] - value for m, value in published.items() if m in ours}
         lines.append(

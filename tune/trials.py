@@ -47,7 +47,8 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
             self.trials: dict[str, Job] = {}
             self.error: UserError | None = None
 
-        def suggest(self, trial_id: str) -> dict | str | None:
+        # FINISHED, which the base class documents, is a str that its annotation forgets.
+        def suggest(self, trial_id: str) -> dict | str | None:  # type: ignore[override]
             try:
                 if self.error or driver.is_over:
                     return Searcher.FINISHED
@@ -64,7 +65,7 @@ def climb(driver: Driver, devices: int, max_failures: int) -> None:
             self, trial_id: str, result: dict | None = None, error: bool = False
         ) -> None:
             job = self.trials.pop(trial_id)
-            if STOPPED in (result or {}):
+            if result and STOPPED in result:
                 self.error = StorageError(result[STOPPED])
                 return
             try:

@@ -8,7 +8,7 @@ import yaml
 from conftest import MINI
 
 from spcl.chosen_by import ChosenBy, carry, of_manifest, stored
-from spcl.config import differences, from_dict, load, operational_keys, told
+from spcl.config import differences, from_dict, load, operational_keys, result_settings
 from spcl.errors import ConfigError
 from spcl.launch import default_name
 from spcl.results.store import RunFolder
@@ -80,7 +80,7 @@ def test_it_is_in_no_key_no_name_and_no_difference():
         s.settings_key for s in plan(plain, prints)
     ]
     assert default_name(chosen) == default_name(plain)
-    assert differences(chosen, plain) == [] and told(chosen) == told(plain)
+    assert differences(chosen, plain) == [] and result_settings(chosen) == result_settings(plain)
     assert scientific(FEW) == {}
     fields = {f"chosen_by.{field.name}" for field in dataclasses.fields(ChosenBy)}
     assert fields <= operational_keys()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from spcl import old_words, table
-from spcl.config import Config, differences, from_dict, load, told
+from spcl.config import Config, differences, from_dict, load, result_settings
 from spcl.data.loader import Stream
 from spcl.data.sampling import LABEL_FREE, ORDERS, InOrder, Uniform
 from spcl.errors import ConfigError
@@ -179,7 +179,7 @@ def test_a_run_of_older_code_goes_on(settings, source, target, tmp_path):
     (tmp_path / "a/config.yaml").write_text(dump_yaml(values))
     assert run_config(tmp_path / "a") == config == from_dict(values)
     assert differences(from_dict(values), config) == []
-    assert told(from_dict(values)) == told(config)
+    assert result_settings(from_dict(values)) == result_settings(config)
     find_run(config, tmp_path, "a")
     other = load("gta5", "asanet", None, [*settings, "source.order=uniform"])
     with pytest.raises(ConfigError, match="exists with other .*source.order: .* -> uniform"):
