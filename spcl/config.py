@@ -19,8 +19,9 @@ from spcl.extras import EXTRAS
 from spcl.extras.base import Extra, ExtraConfig
 from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
-from spcl.methods.base import Method, StageConfig
+from spcl.methods.base import Method
 from spcl.methods.passes import StatePass
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import MODELS
 from spcl.sections import Domain, Evaluation, Model, PseudoLabel, Source, Streets, Train
 from spcl.settings import as_dict, build, choose, flatten, further, members, read_yaml, setting

@@ -1,10 +1,9 @@
 """What a command would do: stages, keys, what is stored already, steps, memory."""
 
 from spcl.artefacts import ArtefactStore
-from spcl.config import Config
 from spcl.data.catalog import expect_data, missing_data
 from spcl.data.planned import NOT_CONVERTED, Planned, count_classes, last_lines
-from spcl.footprint import training
+from spcl.footprint import memory
 from spcl.launch import Request
 from spcl.stages import Stage, plan
 
@@ -54,8 +53,3 @@ def key_columns(stage: Stage, store: ArtefactStore) -> str:
 def mebibytes(count: int | None) -> str:
     """Bytes in MiB; "?" if unknown, since the number of classes is."""
     return "?" if count is None else f"{count / MIB:.0f}"
-
-
-def memory(config: Config, name: str, batch: int, num_classes: int, workers: int = 1) -> int:
-    """Bytes that a training step needs on each worker; `python -m spcl.plan` says what for."""
-    return training(config, name, batch, num_classes, workers=workers).peak

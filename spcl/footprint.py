@@ -154,3 +154,8 @@ def _bytes(tensors: Any) -> int:
     """Each storage once; what is no tensor has none."""
     storages = {t.untyped_storage()._cdata: t for t in tensors if isinstance(t, Tensor)}
     return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+
+def memory(config: Config, name: str, batch: int, num_classes: int, workers: int = 1) -> int:
+    """Bytes that a training step needs on each worker; `python -m spcl.plan` says what for."""
+    return training(config, name, batch, num_classes, workers=workers).peak

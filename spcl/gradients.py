@@ -126,7 +126,8 @@ class InParts:
                 if gradient is not None and tensor.requires_grad
             ]
             if pairs:
-                torch.autograd.backward(*zip(*pairs, strict=True))
+                tensors, given = zip(*pairs, strict=True)
+                torch.autograd.backward(tensors, given)
             start = stop
 
     def _parts(

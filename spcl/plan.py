@@ -125,7 +125,10 @@ def largest_part(config: Config, stage: str, classes: int, limit: int) -> int:
 
     def part(size: int) -> int:
         # As many as there are, or more, are no parts; a batch of them has been found too large.
-        return limit + 1 if size >= images else need(in_parts(config, size), stage, classes, images)
+        smaller = in_parts(config, size)
+        if smaller is None or size >= images:
+            return limit + 1
+        return need(smaller, stage, classes, images)
 
     return largest(part, limit)
 

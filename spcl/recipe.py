@@ -29,8 +29,8 @@ from spcl.devices import set_up_torch
 from spcl.evaluate import Predict, evaluate, predict_labels
 from spcl.export import write_png
 from spcl.methods import METHODS
-from spcl.methods.base import StageConfig
 from spcl.methods.passes import LabelPass, StatePass
+from spcl.methods.stage import StageConfig
 from spcl.models.normalization import fill_unseen_statistics
 from spcl.models.segmentor import Segmentor
 from spcl.networks import load_segmentor, network_state, new_method

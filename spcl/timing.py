@@ -7,7 +7,7 @@ import torch
 
 from spcl.config import Config
 from spcl.devices import choose_device
-from spcl.dry_run import memory
+from spcl.footprint import memory
 from spcl.gradients import runner
 from spcl.networks import new_method, new_segmentor, random_batch
 from spcl.randomness import Step

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spcl import checkpoint, distributed, elastic, heartbeat, optimization
+from spcl import checkpoint, distributed, elastic, heartbeat
 from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.data.labels import TRAIN_ID_COLORS
@@ -22,7 +22,9 @@ from spcl.data.loader import Steps
 from spcl.errors import UserError
 from spcl.evaluate import batch_confusion
 from spcl.gradients import runner
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods import optimization
+from spcl.methods.base import Method, Term
+from spcl.methods.stage import StageConfig
 from spcl.metrics import mean_iou
 from spcl.panels import training_panel
 from spcl.randomness import Step

@@ -6,7 +6,8 @@ from spcl.artefacts import ArtefactStore
 from spcl.data.catalog import expect_data
 from spcl.data.planned import Planned, count_classes, last_lines
 from spcl.devices import set_up_torch
-from spcl.dry_run import key_columns, mebibytes, memory
+from spcl.dry_run import key_columns, mebibytes
+from spcl.footprint import memory
 from spcl.stages import plan
 from spcl.timing import HOUR, UNTIMED, step_seconds, timed_on
 from tune.jobs import touched

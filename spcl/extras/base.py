@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from spcl import optimization
 from spcl.data.batch import Batch
 from spcl.data.reads import Reads
-from spcl.methods.base import Method, Seen, StageConfig, Term
+from spcl.methods import optimization
+from spcl.methods.base import Method, Seen, Term
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import Segmentor
 from spcl.randomness import Step
 

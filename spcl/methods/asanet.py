@@ -11,10 +11,10 @@ from spcl.data.batch import Batch
 from spcl.losses.affinity import affinity_convolution, probabilities
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Outputs, Seen, Term
+from spcl.methods.optimization import poly_factor
 from spcl.methods.parts import AdversarialMethod, AffinityConfig, DiscriminatorConfig
 from spcl.models.discriminator import Discriminator
 from spcl.models.segmentor import Segmentor
-from spcl.optimization import poly_factor
 from spcl.randomness import Step
 from spcl.settings import setting
 

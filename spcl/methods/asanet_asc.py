@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from spcl.data.batch import Batch
 from spcl.losses.affinity import affinity_cleaning, probabilities
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.parts import AffinityConfig
+from spcl.methods.stage import StageConfig
 from spcl.randomness import Step
 from spcl.settings import setting
 

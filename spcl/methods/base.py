@@ -6,20 +6,18 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from spcl import optimization
 from spcl.data.batch import Batch, Images
 from spcl.data.reads import Reads
+from spcl.methods import optimization
 from spcl.methods.passes import Pass
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import Output, Segmentor
-from spcl.optimization import OPTIMIZERS
 from spcl.randomness import Step
-from spcl.settings import setting
 
 
 class Term(NamedTuple):
@@ -46,50 +44,6 @@ class Outputs(NamedTuple):
 
     terms: dict[str, Term]
     seen: dict[str, Seen]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """The optimisation of one training stage.  Defaults: SPCL's authors' code, adaptation stage."""
-
-    steps: int = setting(40_000, "authors' code: stop at 40000", low=0)
-    horizon: int = setting(62_500, "authors' code: poly schedule's end, apart from the stop", low=1)
-    learning_rate: float = setting(2.5e-4, "authors' code: backbone", low=0.0)
-    head_multiplier: float = setting(10.0, "authors' code: classifier at 10x", low=0.0)
-    momentum: float = setting(0.9, "authors' code", low=0.0, below=1.0)
-    weight_decay: float = setting(5e-4, "authors' code", low=0.0)
-    poly_power: float = setting(0.9, "authors' code; 1 is a linear decay", low=0.0)
-    optimizer: str = setting("sgd", "authors' code; adamw is DAFormer's", choices=OPTIMIZERS)
-    warm_up_steps: int = setting(0, "authors' code: none; 1500 in DAFormer's, linear", low=0)
-    norm_decay: bool = setting(
-        True, "authors' code; false is DAFormer's: no weight decay of scales and shifts"
-    )
-    batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
-    scale: tuple[float, float] = setting(
-        (1.0, 1.0), "paper: no random scale here; times the size that is cropped", low=0.1
-    )
-    augment: str = setting(
-        "both",
-        "paper: jitter and flip on both domains; source is the authors' code: no flip, and the "
-        "colours of the source alone",
-        choices=("both", "source", "none"),
-    )
-    start: str = setting(
-        "trained",
-        "paper: from the stage before; pretrained, from model.weights as the first stage, is "
-        "SDCA's code",
-        choices=("trained", "pretrained"),
-    )
-    extras: tuple[str, ...] = setting(
-        (), "ours: further terms on top of the method's, of spcl/extras"
-    )
-
-    @property
-    def by_rank(self) -> tuple[str, ...]:
-        """Settings, none of them at its default, by which the result depends on the number of
-        workers (state or losses that are not synchronised); it then enters the stage's key.
-        """
-        return ()
 
 
 class Method(nn.Module):

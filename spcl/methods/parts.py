@@ -7,7 +7,8 @@ from torch import Tensor
 
 from spcl.losses.adversarial import players
 from spcl.losses.affinity import BORDERS, NEIGHBOURS
-from spcl.methods.base import Method, StageConfig, Term
+from spcl.methods.base import Method, Term
+from spcl.methods.stage import StageConfig
 from spcl.models.discriminator import Discriminator
 from spcl.models.segmentor import Segmentor
 from spcl.settings import setting

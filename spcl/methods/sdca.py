@@ -19,8 +19,9 @@ from spcl.losses.gaussian import gaussian_contrast
 from spcl.losses.lovasz import lovasz_softmax
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.moments import ClassMoments, MomentsAccumulator, update_moments
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.passes import StatePass
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import ABSENT_LOGIT, Output, Segmentor
 from spcl.precision import at_least_float32
 from spcl.randomness import Step

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from spcl.data.batch import Batch
 from spcl.losses.lovasz import lovasz_softmax
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
+from spcl.methods.stage import StageConfig
 from spcl.randomness import Step
 from spcl.settings import setting
 

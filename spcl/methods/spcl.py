@@ -15,8 +15,9 @@ from spcl.data.labels import IGNORE_INDEX
 from spcl.losses.contrast import downsample_labels, pixel_contrast
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.prototypes import PrototypeAccumulator, PrototypeBank
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.passes import PseudoLabelPass, StatePass
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import Output, Segmentor
 from spcl.randomness import Step
 from spcl.settings import setting

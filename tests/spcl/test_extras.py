@@ -14,7 +14,8 @@ from spcl.extras import EXTRAS
 from spcl.extras.base import Extra, ExtraConfig
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import build_segmentor
 from spcl.randomness import Step
 from spcl.settings import setting

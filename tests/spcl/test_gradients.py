@@ -15,7 +15,8 @@ from spcl.footprint import training
 from spcl.gradients import AtOnce, InParts, average, refuse_batch_statistics, runner
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
-from spcl.methods.base import Method, Outputs, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Term
+from spcl.methods.stage import StageConfig
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import build_segmentor
 from spcl.randomness import Step

@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from spcl import optimization
-from spcl.methods import METHODS
-from spcl.methods.base import StageConfig
+from spcl.methods import METHODS, optimization
+from spcl.methods.optimization import factor, poly_factor
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import build_segmentor
-from spcl.optimization import factor, poly_factor
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from toys import CLASSES, ThreeConvolutions, train
 
 from spcl.errors import ConfigError
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, Outputs, Seen, StageConfig, Term
+from spcl.methods.base import Method, Outputs, Seen, Term
+from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import MODELS, Segmentor, build_segmentor
 from spcl.models.stochastic import SampleDropout
 from spcl.randomness import GOLDEN, Step, mix, uniform

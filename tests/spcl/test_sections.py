@@ -10,8 +10,9 @@ from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
 from spcl.extras.base import Extra, ExtraConfig
 from spcl.methods import METHODS
-from spcl.methods.base import Method, StageConfig
+from spcl.methods.base import Method
 from spcl.methods.spcl import SPCL
+from spcl.methods.stage import StageConfig
 from spcl.settings import flatten, setting
 from spcl.stages import plan
 from tune.rungs import shared_stages

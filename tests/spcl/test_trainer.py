@@ -9,7 +9,7 @@ from spcl.checkpoint import Checkpoints
 from spcl.data.batch import Batch
 from spcl.methods import METHODS
 from spcl.methods.base import Term
-from spcl.optimization import poly_factor
+from spcl.methods.optimization import poly_factor
 from spcl.randomness import Step
 from spcl.trainer import TrainingError, Window, total
 

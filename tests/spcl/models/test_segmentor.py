@@ -10,8 +10,8 @@ from toys import ThreeConvolutions
 import spcl
 from spcl import table
 from spcl.config import load
-from spcl.dry_run import memory
 from spcl.errors import ConfigError
+from spcl.footprint import memory
 from spcl.methods import METHODS
 from spcl.models.normalization import NORMS, FrozenBatchNorm2d
 from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor

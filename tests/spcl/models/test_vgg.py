@@ -6,8 +6,8 @@ from torchvision.models._api import WeightsEnum
 
 from spcl.config import load
 from spcl.data.transforms import normalize
-from spcl.dry_run import memory
 from spcl.errors import ConfigError, UserError
+from spcl.footprint import memory
 from spcl.models.segmentor import build_segmentor
 from spcl.models.vgg import VGG16, InputConversion
 

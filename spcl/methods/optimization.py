@@ -5,25 +5,22 @@ players' optimizers.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from spcl.methods.stage import StageConfig
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import NO_DECAY, Segmentor
 
-if TYPE_CHECKING:
-    from spcl.methods.base import StageConfig
-
-OPTIMIZERS = ("sgd", "adamw")
 ADAMW_BETAS = (0.9, 0.999)  # DAFormer's code, torch's default
 WARM_UP_RATIO = 1e-6  # DAFormer's code: share of the rate at step 0 of a warm-up
 NORMS = (DomainNorm, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-def build(segmentor: Segmentor, stage: "StageConfig") -> torch.optim.Optimizer:
+def build(segmentor: Segmentor, stage: StageConfig) -> torch.optim.Optimizer:
     """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate.
 
     Weight decay spares what the network's row in MODELS says (`no_decay`), and without
@@ -44,13 +41,13 @@ def build(segmentor: Segmentor, stage: "StageConfig") -> torch.optim.Optimizer:
     return _optimizer(groups, stage)
 
 
-def build_head(parameters: list[nn.Parameter], stage: "StageConfig") -> torch.optim.Optimizer:
+def build_head(parameters: list[nn.Parameter], stage: StageConfig) -> torch.optim.Optimizer:
     """The optimizer of a further head, an extra's: of the stage's kind, at its head's rate."""
     rate = stage.learning_rate * stage.head_multiplier
     return _optimizer([{"params": parameters, "lr": rate}], stage)
 
 
-def _optimizer(groups: list[dict], stage: "StageConfig") -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict], stage: StageConfig) -> torch.optim.Optimizer:
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=ADAMW_BETAS, weight_decay=stage.weight_decay)
     return torch.optim.SGD(groups, momentum=stage.momentum, weight_decay=stage.weight_decay)
@@ -63,7 +60,7 @@ def norm_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
             yield from layer.parameters(recurse=False)
 
 
-def factor(stage: "StageConfig", step: int) -> float:
+def factor(stage: StageConfig, step: int) -> float:
     """What multiplies every rate of a stage at a step.
 
     The poly decay; in the first `warm_up_steps` times a line from WARM_UP_RATIO to 1.  Source: that
