@@ -21,6 +21,7 @@ from spcl.layers import CONFIGS, layered
 from spcl.methods import METHODS
 from spcl.methods.base import Method, StageConfig
 from spcl.methods.passes import StatePass
+from spcl.models.segmentor import MODELS
 from spcl.sections import Domain, Evaluation, Model, PseudoLabel, Source, Streets, Train
 from spcl.settings import as_dict, build, choose, flatten, further, members, read_yaml, setting
 
@@ -168,6 +169,12 @@ class Config:
         self.target.check("target")
         self.evaluation.check()
         self.model.check()
+        if self.train.micro_batch and MODELS[self.model.name].norms and self.norm != "frozen":
+            raise ConfigError(
+                f"train.micro_batch needs norms that treat each image by itself: model.norm=frozen "
+                f"(which needs pre-trained weights); got {self.norm}, whose statistics are those "
+                "of the whole batch; or set train.micro_batch=0"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Nested, plain values: what is saved as config.yaml."""

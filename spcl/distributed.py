@@ -27,6 +27,15 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def broadcast(tensor: Tensor) -> Tensor:
+    """Rank 0's values on every rank, in place; returns its argument."""
+    if world_size() > 1:
+        values = tensor.contiguous()  # the same tensor but for other layouts, which gloo refuses
+        dist.broadcast(values, 0)
+        tensor.copy_(values)
+    return tensor
+
+
 def gather(value: object) -> list:
     """Every rank's (picklable) value, in rank order, on every rank."""
     if world_size() == 1:

@@ -1,19 +1,14 @@
 """What a command would do: stages, keys, what is stored already, steps, memory."""
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from spcl.artefacts import ArtefactStore
 from spcl.config import Config
 from spcl.data.catalog import expect_data, missing_data
 from spcl.data.planned import NOT_CONVERTED, Planned, count_classes, last_lines
+from spcl.footprint import training
 from spcl.launch import Request
-from spcl.networks import new_method, new_segmentor, random_batch
-from spcl.randomness import Step
 from spcl.stages import Stage, plan
 
 MIB = 2**20
-STATE_COPIES = 3  # a weight, its gradient and its momentum
 
 
 def describe(request: Request, workers: int) -> str:
@@ -41,7 +36,7 @@ def describe(request: Request, workers: int) -> str:
         if stage.method:
             section = config.of(stage.method)
             batch = config.batch_of(stage.method)
-            need = classes and memory(config, stage.method, batch // workers, classes)
+            need = classes and memory(config, stage.method, batch // workers, classes, workers)
             row += f"{section.steps:>7}{batch:>7}{mebibytes(need):>12}"
         lines.append(row)
     lines.append(f"{workers} worker(s), {config.train.threads} thread(s) each; nothing was started")
@@ -61,24 +56,6 @@ def mebibytes(count: int | None) -> str:
     return "?" if count is None else f"{count / MIB:.0f}"
 
 
-def memory(config: Config, name: str, batch: int, num_classes: int) -> int:
-    """Bytes that a training step keeps on each worker: weights, optimizer state and activations.
-
-    Counted on tensors without data, from what autograd saves; workspaces of the kernels and the
-    CUDA context come on top.
-    """
-    with FakeTensorMode():
-        segmentor = new_segmentor(config, num_classes, weights="none")
-        method = new_method(config, name, segmentor).train()
-        data = random_batch(config, name, batch, num_classes)
-        saved: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            saved[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            terms = method(data, Step(0))
-    del terms
-    weights = sum(p.numel() * p.element_size() for p in method.parameters())
-    return STATE_COPIES * weights + sum(saved.values())
+def memory(config: Config, name: str, batch: int, num_classes: int, workers: int = 1) -> int:
+    """Bytes that a training step needs on each worker; `python -m spcl.plan` says what for."""
+    return training(config, name, batch, num_classes, workers=workers).peak

@@ -62,11 +62,13 @@ def new_method(config: Config, stage: str, segmentor: Segmentor) -> Method:
 
 def random_batch(config: Config, stage: str, size: int, num_classes: int) -> Batch:
     """Random numbers in the shape of a step's batch, `size` images of each stream: for timing."""
-    streams = {}
+    streams: dict[str, Images | Pair] = {}
     for name, read in config.reads_of(stage).items():
-        scene = getattr(config, domain_of(name)).size
-        random = _random_pair if isinstance(read, PairCrops) else _random_images
-        streams[name] = random(read, size, scene, num_classes)
+        if isinstance(read, PairCrops):
+            streams[name] = _random_pair(read, size)
+        else:
+            scene = getattr(config, domain_of(name)).size
+            streams[name] = _random_images(read, size, scene, num_classes)
     return Batch(streams)
 
 
@@ -81,7 +83,7 @@ def _random_images(read: frozenset[str], size: int, scene: tuple[int, int], clas
     return Images(position=torch.arange(size), **wanted)
 
 
-def _random_pair(crops: PairCrops, size: int, scene: tuple[int, int], classes: int) -> Pair:
+def _random_pair(crops: PairCrops, size: int) -> Pair:
     """Of crops that share all they show, the most that a method may have to work on."""
     first, second = torch.randn(2, size, 3, *crops.size)
     position = torch.arange(size)

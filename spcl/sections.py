@@ -211,6 +211,12 @@ class PseudoLabel:
 @dataclass(frozen=True, kw_only=True)
 class Train:
     batch: int = setting(4, "authors' code: images per domain and step, over all workers", low=1)
+    micro_batch: int = setting(
+        0,
+        "ours: images in one forward of a worker, 0 is all of its share; the same result in less "
+        "memory, for one more forward; not with statistics of the batch",
+        low=0,
+    )
     dtype: str = setting("float32", "ours", choices=("float32", "bfloat16"))
     deterministic: bool = setting(False, "ours: bit for bit on CUDA, slower")
     clip_norm: float = setting(0.0, "ours: 0 is off, as in the paper", low=0.0)

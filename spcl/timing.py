@@ -8,6 +8,7 @@ import torch
 from spcl.config import Config
 from spcl.devices import choose_device
 from spcl.dry_run import memory
+from spcl.gradients import runner
 from spcl.networks import new_method, new_segmentor, random_batch
 from spcl.randomness import Step
 from spcl.trainer import total
@@ -46,13 +47,14 @@ def _timed(config: Config, name: str, classes: int, batch: int, device: torch.de
     segmentor = new_segmentor(config, classes, weights="none")
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     method = new_method(config, name, segmentor).to(device).to(memory_format=layout).train()
+    running = runner(method, batch, config.train, device.type)
     optimizers = method.all_optimizers()
     data = random_batch(config, name, batch, classes).to(device, config.train.channels_last)
     seconds = []
     for step in range(TIMED_STEPS):  # the first one sets things up, and others may be disturbed
         started = time.perf_counter()
-        loss, _ = total(method(data, Step(step)))
-        loss.backward()
+        loss, _ = total(running.terms(data, Step(step)))
+        running.backward(loss)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

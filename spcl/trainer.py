@@ -4,7 +4,6 @@ What all runs do is here, in order; what differs between methods is in the metho
 one seam through which a cluster (Ray Train) hears of progress.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from spcl import checkpoint, distributed, elastic, heartbeat, optimization
 from spcl.checkpoint import Checkpoints
@@ -23,6 +21,7 @@ from spcl.data.labels import TRAIN_ID_COLORS
 from spcl.data.loader import Steps
 from spcl.errors import UserError
 from spcl.evaluate import batch_confusion
+from spcl.gradients import runner
 from spcl.methods.base import Method, StageConfig, Term
 from spcl.metrics import mean_iou
 from spcl.panels import training_panel
@@ -72,7 +71,9 @@ def fit(
     # Optimizers hold the parameters that were moved above, so they come after the move.
     optimizers = method.all_optimizers()
     rates = optimization.rates_of(optimizers)
-    wrapped = wrap(method)  # gives every rank the buffers of rank 0, so it comes first
+    share = data.batch // distributed.world_size()
+    # Gives every rank the buffers of rank 0, so it comes before a checkpoint is loaded.
+    running = runner(method, share, train, device.type)
     sections = {name: stage} | {n: extra.config for n, extra in method.extras().items()}
     by_rank = elastic.choices(sections, train.reduction)
     start = _resume(name, method, optimizers, checkpoints, around, by_rank)
@@ -81,14 +82,13 @@ def fit(
     for number, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
         step = Step(number, seed, name)
         heartbeat.moved(f"stage {name}", number)  # sets a variable: nothing here may write or wait
+        for optimizer in optimizers:  # before the forward, which then has their memory
+            optimizer.zero_grad(set_to_none=True)
         # One forward for all players and domains: DDP then sums every gradient in one backward.
-        with torch.autocast(device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
-            terms = wrapped(batch, step)
+        terms = running.terms(batch, step)
         # Outside of autocast, in float32: sums over a million pixels do not fit bfloat16.
         loss, counts = total(terms, train.reduction)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        running.backward(loss)
         # After the backward, in which DDP has averaged: every rank sees, and clips, the same.
         if train.clip_norm:
             optimization.clip(optimizers, train.clip_norm)
@@ -126,19 +126,6 @@ def fit(
                 checkpoints.save(done, state)
             around.report({"stage": name, "step": done})
     method.eval()
-
-
-def wrap(method: Method) -> nn.Module:
-    """One DDP wrapper around the whole method; the method itself in a single process."""
-    if distributed.world_size() == 1:
-        return method
-    # Buffers are synced once, here, and never again: they are equal by construction.
-    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    sync = "forward_sync_buffers" if newer else "broadcast_buffers"
-    options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
-    if next(method.parameters()).is_cuda:
-        options["device_ids"] = [torch.cuda.current_device()]
-    return DistributedDataParallel(method, **options)
 
 
 def total(terms: dict[str, Term], reduction: str = "global") -> tuple[Tensor, Tensor]:

@@ -163,13 +163,19 @@ def train_on_rank(rank: int, folder: str, name: str, options: dict) -> dict:
     """For `processes.run_ranks`: losses of every step, and the state this rank ends with.
 
     options are those of `method`; "double" computes in float64, "stop" is a step at which
-    training ends and is taken up by a new method.
+    training ends and is taken up by a new method, "micro_batch" that of `Train`.
     """
     double, stop = options.pop("double", False), options.pop("stop", None)
+    parts = {"micro_batch": options.pop("micro_batch", 0)}
+
+    def run(steps: dict) -> tuple[Method, list[dict]]:
+        made, data = method(name, **options | steps), Stripes(spoil=_doubled if double else None)
+        made = made.double() if double else made
+        return made, train(made, Path(folder), data=data, **parts)
+
     if stop:
-        train(method(name, **options | {"steps": stop}), Path(folder))
-    made, data = method(name, **options), Stripes(spoil=_doubled if double else None)
-    lines = train(made.double() if double else made, Path(folder), data=data)
+        run({"steps": stop})
+    made, lines = run({})
     return {"losses": [line["losses"] for line in lines], "state": made.state_dict()}
 
 

@@ -58,7 +58,8 @@ def describe(search: Search, missing: Sequence[Planned], timed: bool) -> str:
     trained = dict.fromkeys([*search.reference_stages, *closed.stages])
     if classes is not None:
         for name in trained:
-            need[name] = memory(closed, name, closed.batch_of(name) // search.devices, classes)
+            batch = closed.batch_of(name) // search.devices
+            need[name] = memory(closed, name, batch, classes, search.devices)
     if timed and classes is not None:
         set_up_torch(config.train)
         seconds = {n: step_seconds(closed, n, classes, search.devices) for n in trained}

@@ -60,10 +60,13 @@ class PairSample(NamedTuple):
     flips: Tensor
 
 
+@dataclass(frozen=True)
 class _Tensors:
     """Tensors whose first dimension is the samples, some of them perhaps None."""
 
-    position: Tensor
+    def __len__(self) -> int:
+        """How many samples."""
+        raise NotImplementedError
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """With every tensor changed."""
@@ -76,7 +79,7 @@ class _Tensors:
 
     def split(self, size: int) -> Iterator[Self]:
         """Parts of at most `size` samples, in order."""
-        for start in range(0, len(self.position), size):
+        for start in range(0, len(self), size):
             yield self.each(itemgetter(slice(start, start + size)))
 
 
@@ -97,6 +100,9 @@ class Images(_Tensors):
     label: Tensor = NOT_READ
     previous: Tensor = NOT_READ
     flow: Tensor = NOT_READ
+
+    def __len__(self) -> int:
+        return len(self.position)
 
     @classmethod
     def of(cls, samples: Sequence[Sample], position: Tensor) -> Self:
@@ -122,6 +128,9 @@ class Pair(_Tensors):
     boxes: Tensor
     flips: Tensor
     position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.position)
 
     @classmethod
     def of(cls, samples: Sequence[PairSample], position: Tensor) -> Self:

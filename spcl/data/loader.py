@@ -6,6 +6,7 @@ steps, with any number of workers, continues a run exactly.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,8 @@ class Stream:
         return self.augment(found, stream_seed(self.seed, self.name, position))
 
     def read(self, where: range) -> Images | Pair:
-        return self.augment.makes.of([self.sample(p) for p in where], torch.tensor(where))
+        samples: list[Any] = [self.sample(p) for p in where]  # of what `makes` is made of
+        return self.augment.makes.of(samples, torch.tensor(where))
 
 
 class Steps(Dataset):

@@ -45,7 +45,7 @@ class PairCrops:
                 f"the overlap of {stream} must be [low, high] with 0 < low <= high <= 1, got "
                 f"{list(self.overlap)}"
             )
-        least = tuple(round(side * self.scale[0]) for side in scene)
+        least = round(scene[0] * self.scale[0]), round(scene[1] * self.scale[0])
         if least[0] < self.size[0] or least[1] < self.size[1]:
             raise ConfigError(
                 f"the crops of {stream} must fit into its images, but are {_by(self.size)} and the "
@@ -119,7 +119,8 @@ class AugmentPair:
                 crop = F.horizontal_flip(crop)
                 boxes[number, 1] = self.crops.size[1] - boxes[number, 1] - boxes[number, 3]
             crops.append(crop)
-        return PairSample(*crops, boxes, flips)
+        first, second = crops
+        return PairSample(first, second, boxes, flips)
 
 
 def overlap_boxes(corners: Tensor, size: tuple[int, int]) -> Tensor:

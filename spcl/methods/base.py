@@ -3,7 +3,9 @@
 A method is one `nn.Module` in one DDP wrapper: one forward, one backward for all players.
 """
 
+import contextlib
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -111,6 +113,8 @@ class Method(nn.Module):
     scored: ClassVar[str] = "segmentor"
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
+    #: What `segment` calls, if not the student: see `running_by`.
+    _run: Callable[[Tensor, str, Tensor], Output] | None = None
 
     def __init__(self, segmentor: Segmentor, config: StageConfig):
         """A further network comes from `segmentor.new`, a copy of this one from deepcopy."""
@@ -166,7 +170,17 @@ class Method(nn.Module):
         draws   what random layers draw by, if not the domain: a second view needs another name
         """
         keys = step.keys(draws or domain, images.position)
-        return self.segmentor(images.image, domain, keys)
+        run = self._run or self.segmentor
+        return run(images.image, domain, keys)
+
+    @contextlib.contextmanager
+    def running_by(self, run: Callable[[Tensor, str, Tensor], Output]) -> Iterator[None]:
+        """Within, `segment` calls `run` in place of the student: see `spcl.gradients.InParts`."""
+        self._run = run
+        try:
+            yield
+        finally:
+            self._run = None
 
     def train(self, mode: bool = True) -> "Method":
         """All in train mode but sub-modules that are frozen and in eval mode: they stay so.

@@ -12,6 +12,7 @@ from spcl.errors import UserError
 
 COMMANDS = {
     "spcl.train": [],
+    "spcl.plan": [],
     "spcl.runs": ["ls"],
     "spcl.data.inspect": ["x"],
     "spcl.data.streets.__main__": [],

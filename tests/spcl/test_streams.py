@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import MINI
 from processes import run_ranks
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import train
 
 from spcl import networks
@@ -188,6 +189,12 @@ CONTENT = {  # how many tensors each stream holds besides the source's image, po
     "patch": {"target/pair": 7},
 }
 
+TERMS = {
+    "styled": {"styled"},
+    "moving": {"source", "motion"},
+    "patch": {"segmentation", "patch/apart"},
+}
+
 
 @pytest.mark.parametrize("name", STAGES)
 def test_streams_are_the_same_for_any_ranks_and_loader_workers(name, toys, mini_data, tmp_path):
@@ -231,7 +238,11 @@ def test_random_numbers_stand_in_for_all_of_it(name, toys, mini_data, tmp_path):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
     method = networks.new_method(config, config.stages[0], networks.new_segmentor(config, 19))
     terms = method.train()(random, Step(0))
-    assert len(terms) > (name != "styled") and all(t.sum.isfinite() for t in terms.values())
+    assert terms.keys() == TERMS[name] and all(term.sum.isfinite() for term in terms.values())
+    with FakeTensorMode():  # as memory is planned
+        method = networks.new_method(config, config.stages[0], networks.new_segmentor(config, 19))
+        random = networks.random_batch(config, config.stages[0], 2, 19)
+        assert method.train()(random, Step(0)).keys() == TERMS[name]
 
 
 def test_a_further_stream_changes_no_other_and_has_draws_of_its_own(toys, mini_data, tmp_path):
