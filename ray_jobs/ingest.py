@@ -129,7 +129,7 @@ def resolve_paths(arguments: argparse.Namespace) -> None:
 
 def describe(report: dict[str, Any]) -> str:
     """What one conversion did, in a few lines."""
-    from spcl.data.listing import NOTE
+    from spcl.data.problems import NOTE
 
     lines = [
         f"{report['name']}: {report['converted']} samples in {report['shards']} shards, "
@@ -155,7 +155,7 @@ def describe(report: dict[str, Any]) -> str:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
-    from spcl.data.shards import MANIFEST
+    from spcl.data.manifest import MANIFEST
     from spcl.data.verify import verify
     from spcl.data.views import parse_view
     from spcl.records import CHECKSUM

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageStat
 
-from spcl.data import labels, shards
+from spcl.data import labels
+from spcl.data.columns import label_columns
 from spcl.data.datasets import Dataset, LabelFiles, Split
 from spcl.data.encodings import COLOR, ENCODINGS, from_colors
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
-from spcl.data.listing import ERROR, NOTE, SKIP, Problem, Sample
+from spcl.data.listing import Sample
 from spcl.data.pictures import (
     BESIDES_PIXELS,
     MAX_PIXELS,
@@ -28,6 +29,7 @@ from spcl.data.pictures import (
     other_than_a_file,
     read_picture,
 )
+from spcl.data.problems import ERROR, NOTE, SKIP, Problem
 from spcl.errors import DataError
 
 BLANK_STD = 1.0  # an image whose every channel varies less is a constant one
@@ -268,7 +270,7 @@ def _label_columns(file: Picture, train_ids: np.ndarray, num_classes: int) -> di
     return {
         "source_label_path": file.path,
         "source_label_sha256": hashlib.sha256(file.data).digest(),
-        **shards.label_columns(train_ids, num_classes),
+        **label_columns(train_ids, num_classes),
     }
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from spcl import atomic, records
-from spcl.data import output, shards
+from spcl.data import output
 from spcl.data.checks import Job, read_sample
 from spcl.data.datasets import DATASETS, Dataset
 from spcl.data.judgement import ENOUGH, Census, compare, golden_problem, judge, rare_classes
-from spcl.data.listing import ERROR, Problem, Sample, list_samples
+from spcl.data.listing import Sample, list_samples
+from spcl.data.manifest import INDEX, MANIFEST, read_manifest, write_manifest
+from spcl.data.problems import ERROR, Problem
 from spcl.data.request import Options, checked_name, inputs_of, job_of, release_of
 from spcl.data.shard_task import (
     Done,
@@ -104,7 +106,7 @@ class _Work:
 
 def _as_before(out: Path, golden: bool) -> dict[str, Any]:
     """What is reported of a result that is there already; DataError if it had to be golden."""
-    manifest = shards.read_manifest(out)
+    manifest = read_manifest(out)
     old = _old_report(out / output.REPORT) if golden else {}
     wrong = golden_problem(old.get("differs_from_release", {}))
     if golden and wrong:
@@ -220,13 +222,13 @@ def _finish(work: _Work, finished: list[Done]) -> tuple[dict[str, Any], dict[str
         )
         raise _Unusable
     problems += rare_classes(job, [row for _, rows in kept for row in rows])
-    manifest = shards.write_manifest(folder, job.metadata, work.inputs, kept)
+    manifest = write_manifest(folder, job.metadata, work.inputs, kept)
     differing = compare(work.release, manifest, census)
     if work.options.golden and (wrong := golden_problem(differing)):
-        (folder / shards.MANIFEST).unlink()
+        (folder / MANIFEST).unlink()
         problems.append(wrong)
         raise _Unusable
-    _clear(folder, {shards.MANIFEST, shards.INDEX, *(entry["name"] for entry, _ in kept)})
+    _clear(folder, {MANIFEST, INDEX, *(entry["name"] for entry, _ in kept)})
     return manifest, differing
 
 

@@ -38,7 +38,7 @@ def facts(shards: ShardSet) -> dict[str, Any]:
     """What manifest and index say of a split: plain values, in the order they are shown."""
     import pyarrow.parquet as pq
 
-    from spcl.data.shards import INDEX, read_manifest
+    from spcl.data.manifest import INDEX, read_manifest
 
     manifest, metadata = read_manifest(shards.folder), shards.metadata
     columns = ["flags", "ignore_pixels"] if shards.labelled else ["flags"]
@@ -174,7 +174,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 def splits_below(folder: Path) -> list[Path]:
     """Folders of finished splits at any depth; hidden ones are conversions in progress."""
-    from spcl.data.shards import MANIFEST
+    from spcl.data.manifest import MANIFEST
 
     found = []
     for path in sorted(folder.rglob(MANIFEST)):
@@ -186,7 +186,7 @@ def splits_below(folder: Path) -> list[Path]:
 
 def _is_of_shards(manifest: Path) -> bool:
     """Other things have manifests too: runs, and other people's folders."""
-    from spcl.data.shards import INDEX
+    from spcl.data.manifest import INDEX
 
     if (manifest.parent / INDEX).exists():
         return True  # also where the manifest cannot be read
@@ -222,7 +222,8 @@ def list_splits(folders: list[Path], root: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    from spcl.data.shards import MANIFEST, ShardSet
+    from spcl.data.manifest import MANIFEST
+    from spcl.data.shards import ShardSet
 
     folder, out = arguments.folder.absolute(), arguments.out
     if out and out.suffix != ".png":

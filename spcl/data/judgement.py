@@ -9,7 +9,7 @@ from spcl.data.checks import Job, Read
 from spcl.data.datasets import LabelFiles, Release
 from spcl.data.datasets.synthia import SPACE as SYNTHIA_SPACE
 from spcl.data.labels import IGNORE_INDEX, NUM_CLASSES
-from spcl.data.listing import ERROR, NOTE, Problem
+from spcl.data.problems import ERROR, NOTE, Problem
 
 # A sampler of rare classes wants more than 3000 pixels of a class in a frame of GTA5 (DAFormer).
 RARE_PIXELS = 3000

@@ -1,26 +1,20 @@
-"""Which files make up a split: lists folders, joins images with labels, opens no file.
+"""Which files make up a split: joins images with labels, opens no file.
 
-The checks of this file are those that need names only.
+The checks of this file are those that need names only; `files` lists and matches them.
 """
 
-import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from spcl.data.datasets import Dataset, LabelFiles, Split
+from spcl.data.files import FOLDER, File, ignored, list_files, match_files
 from spcl.data.layouts import SHOWN_NAMES, alike, endings, find_folders, find_root, nfc
 from spcl.data.lists import Found, restrict
-from spcl.data.pictures import other_than_a_file
+from spcl.data.problems import ERROR, NOTE, SKIP, Problem
 from spcl.errors import DataError
-
-FOLDER = other_than_a_file(stat.S_IFDIR)
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-
-ERROR, SKIP, NOTE = "error", "skip", "note"
 
 
 class Sample(NamedTuple):
@@ -47,18 +41,6 @@ class Sample(NamedTuple):
         return f"{self.key[: -len(digits)]}{self.frame - 1:0{len(digits)}d}"
 
 
-class Problem(NamedTuple):
-    """Something a check found.
-
-    severity  error: nothing is written; skip: the sample is left out; note: it is only reported
-    """
-
-    check: str
-    severity: str
-    files: tuple[str, ...]
-    message: str
-
-
 class Listed(NamedTuple):
     """What list_samples found.
 
@@ -72,120 +54,6 @@ class Listed(NamedTuple):
     samples: list[Sample]
     labels: LabelFiles | None
     problems: list[Problem]
-
-
-class _File(NamedTuple):
-    """What lies below a folder: a file, or something that is `special`, such as "a FIFO"."""
-
-    inside: str  # path relative to that folder
-    path: str  # path relative to the root
-    size: int
-    special: str | None
-
-
-def _list_files(root: Path, folders: Iterable[str]) -> list[_File]:
-    """Sorted, all that lies in these folders below the root, at any depth."""
-    return sorted(file for folder in folders for file in _files_below(root, folder))
-
-
-def _files_below(root: Path, folder: str) -> Iterable[_File]:
-    for parent, folders, names in os.walk(root / folder, onerror=_cannot_list, followlinks=True):
-        for name in (*folders, *names):
-            path = Path(parent, name)
-            try:
-                found = path.stat()
-                size, special = found.st_size, other_than_a_file(found.st_mode)
-            except OSError:
-                size, special = 0, None  # a dangling link fails when read
-            inside = path.relative_to(root / folder).as_posix()
-            yield _File(inside, f"{folder}/{inside}".lstrip("/"), size, special)
-        folders[:] = [name for name in folders if not _leads_back(parent, name)]
-
-
-def _cannot_list(error: OSError) -> NoReturn:
-    raise DataError(
-        f"cannot list {error.filename} ({error.strerror}); all below --root must be readable"
-    )
-
-
-def _leads_back(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one on the way to it, which would be walked without end."""
-    path = Path(parent, name)
-    if not path.is_symlink():
-        return False
-    target, way = path.resolve(), (Path(parent), *Path(parent).parents)
-    return any(above.resolve().is_relative_to(target) for above in way)
-
-
-def _fullmatch(pattern: re.Pattern[str], inside: str) -> tuple[re.Match[str] | None, bool]:
-    """The match of a name, and whether only its ending differs, as .PNG from .png."""
-    for name in (inside, nfc(inside)):
-        if match := pattern.fullmatch(name):
-            return match, False
-    stem, ending = os.path.splitext(nfc(inside))
-    return pattern.fullmatch(stem + ending.lower()), True
-
-
-def _match(
-    files: list[_File], pattern: re.Pattern[str], problems: list[Problem]
-) -> dict[str, Found]:
-    """Key, as NFC -> file, for the files whose whole relative path matches."""
-    matched: dict[str, Found] = {}
-    found = [(*_fullmatch(pattern, file.inside), file) for file in files]
-    for match, other_ending, file in sorted(found, key=lambda one: one[1]):
-        if match is None or file.special == FOLDER:
-            continue
-        if file.special:
-            problems.append(_not_a_file(file))
-            continue
-        named = match.groupdict()
-        key = named.get("key") or "/".join(part for part in match.groups() if part)
-        twin = matched.get(nfc(key))
-        if twin is None:
-            matched[nfc(key)] = Found(key, file.path, file.size, named)
-        elif other_ending:
-            message = f"left out {file.path}: {twin.path} has the same name but for its ending"
-            problems.append(Problem("ignored_file", NOTE, (file.path,), message))
-        else:
-            how = f"the same name {key}"
-            if key != twin.key:
-                how += ", but for how its accents are stored (Unicode NFC or NFD)"
-            message = f"{file.path} and {twin.path} have {how}; remove one"
-            problems.append(Problem("duplicate_name", ERROR, (file.path,), message))
-    suspects = [file for match, _, file in found if match and _is_called_image(file)]
-    for file in suspects:
-        if not any(one.path.startswith(f"{file.path}/") for one in matched.values()):
-            problems.append(_not_a_file(file))
-    return matched
-
-
-def _is_called_image(file: _File) -> bool:
-    """Of a folder."""
-    return file.special == FOLDER and file.path.lower().endswith(IMAGE_ENDINGS)
-
-
-def _not_a_file(file: _File) -> Problem:
-    message = f"{file.path} is {file.special}, not a file; remove it or put the image there"
-    return Problem("not_a_file", ERROR, (file.path,), message)
-
-
-def _ignored(files: list[_File], patterns: list[re.Pattern[str]], folder: str) -> list[Problem]:
-    """Files that are no part of the dataset, by the form of their names."""
-    strange: dict[str, list[str]] = {}
-    for file in files:
-        known = any(_fullmatch(pattern, file.inside)[0] for pattern in patterns)
-        if file.special != FOLDER and not known:
-            form = re.sub(r"^.*\d{2,}", "*", Path(file.path).name)
-            strange.setdefault(form, []).append(file.path)
-    return [
-        Problem(
-            "ignored_file",
-            NOTE,
-            tuple(paths),
-            f"ignored {len(paths)} files matching {form} in {folder} (left by another tool)",
-        )
-        for form, paths in sorted(strange.items())
-    ]
 
 
 def _ranges(keys: Iterable[str]) -> str:
@@ -233,7 +101,7 @@ def _unpaired(
 
 
 def _nothing(
-    what: str, dataset: Dataset, root: Path, folders: list[str], files: list[_File]
+    what: str, dataset: Dataset, root: Path, folders: list[str], files: list[File]
 ) -> DataError:
     special = Counter(file.special for file in files if file.special and file.special != FOLDER)
     plain = endings(file.path for file in files if not file.special)
@@ -259,9 +127,9 @@ def _said_where(folders: list[str], expected: str) -> list[Problem]:
 
 def _list_labels(
     dataset: Dataset, root: Path, split: Split, problems: list[Problem]
-) -> tuple[LabelFiles, list[str], dict[str, Found], list[_File]]:
+) -> tuple[LabelFiles, list[str], dict[str, Found], list[File]]:
     """The first kind of label files that is there: the kind, its folders, its files, all files."""
-    seen: list[_File] = []
+    seen: list[File] = []
     searched: list[str] = []
     for deeper in (False, True):
         for kind in dataset.labels:
@@ -269,8 +137,8 @@ def _list_labels(
             folders = find_folders(dataset, root, expected, deeper)
             if deeper and set(folders) <= set(searched):
                 continue
-            files = _list_files(root, folders)
-            partners = _match(files, split.label or kind.pattern, problems)
+            files = list_files(root, folders)
+            partners = match_files(files, split.label or kind.pattern, problems)
             if not set(folders) <= set(searched):
                 seen, searched = seen + files, searched + folders
             if partners:
@@ -295,8 +163,8 @@ def _find_previous(
     dataset: Dataset, root: Path, split: Split, samples: list[Sample], stop: bool
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples with the frame before theirs, and what is said of those that have none."""
-    files = _list_files(root, find_folders(dataset, root, split.previous))
-    frames = _match(files, split.image or dataset.image, [])
+    files = list_files(root, find_folders(dataset, root, split.previous))
+    frames = match_files(files, split.image or dataset.image, [])
     kept, lonely = [], []
     for sample in samples:
         key = nfc(sample.previous_key)
@@ -333,17 +201,17 @@ def list_samples(
     known += [split.label or kind.pattern for kind in dataset.labels]
     if dataset.companions:
         known.append(dataset.companions)
-    image_files = _list_files(root, image_folders)
-    images = _match(image_files, known[0], problems)
+    image_files = list_files(root, image_folders)
+    images = match_files(image_files, known[0], problems)
     if not images:
         raise _nothing("images", dataset, root, image_folders, image_files)
-    problems += _ignored(image_files, known, ", ".join(image_folders))
+    problems += ignored(image_files, known, ", ".join(image_folders))
 
     kind, partners = None, None
     if split.labels is not None:
         kind, folders, partners, label_files = _list_labels(dataset, root, split, problems)
         if folders != image_folders:
-            problems += _ignored(label_files, known, ", ".join(folders))
+            problems += ignored(label_files, known, ", ".join(folders))
     if only:
         images = restrict(images, partners, only)
     if partners is not None:

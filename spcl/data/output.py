@@ -12,6 +12,7 @@ from typing import Any
 
 from spcl import atomic
 from spcl.data import shards
+from spcl.data.manifest import MANIFEST, read_manifest
 from spcl.errors import DataError
 from spcl.process import State, who_locks
 
@@ -23,10 +24,10 @@ def is_done(out: Path, inputs: dict[str, Any]) -> bool:
     """Whether `out` already holds this conversion; DataError if it holds something else."""
     if not out.is_dir() or not any(out.iterdir()):
         return False
-    if not (out / shards.MANIFEST).exists():
+    if not (out / MANIFEST).exists():
         raise DataError(f"{out} holds files but no shards; empty it or write elsewhere with --out")
     shards.ShardSet(out)
-    found = shards.read_manifest(out)["inputs"]
+    found = read_manifest(out)["inputs"]
     other = [key for key in inputs if found.get(key) != inputs[key]]
     if other:
         differing = ", ".join(
@@ -43,7 +44,7 @@ def is_done(out: Path, inputs: dict[str, Any]) -> bool:
 
 
 def check_replaceable(out: Path) -> None:
-    if out.exists() and not (out / shards.MANIFEST).exists() and any(out.iterdir()):
+    if out.exists() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise DataError(f"{out} holds files that are not shards; --overwrite will not remove them")
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spcl.data.datasets import DATASETS
-from spcl.data.shards import MANIFEST, ShardSet
+from spcl.data.manifest import MANIFEST
+from spcl.data.shards import ShardSet
 from spcl.data.views import parse_view
 from spcl.errors import DataError
 from spcl.sections import Streets

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from spcl import atomic
-from spcl.data import shards
 from spcl.data.checks import Job
+from spcl.data.columns import SCHEMA_VERSION
 from spcl.data.datasets import Dataset, LabelFiles, terms_of
 from spcl.data.encodings import COLOR, ENCODINGS
 from spcl.data.labels import IGNORE_INDEX
@@ -142,7 +142,7 @@ def _metadata(
     if only:
         chosen = {"name": only.name, "sha256": atomic.sha256(only)}
     return {
-        "schema_version": shards.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "name": f"{name}/{split}",
         "dataset": name,
         "split": split,

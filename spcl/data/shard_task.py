@@ -16,7 +16,8 @@ from spcl import atomic, records
 from spcl.data import shards
 from spcl.data.checks import Job, read_sample
 from spcl.data.judgement import Census
-from spcl.data.listing import ERROR, Problem, Sample
+from spcl.data.listing import Sample
+from spcl.data.problems import ERROR, Problem
 from spcl.errors import DataError
 from spcl.settings import digest
 

@@ -7,6 +7,7 @@ from typing import Any
 from spcl import atomic
 from spcl.data import shards
 from spcl.data.layouts import SHOWN_NAMES
+from spcl.data.manifest import MANIFEST, contradictions, ingest_command, read_manifest
 from spcl.errors import DataError
 
 
@@ -19,7 +20,7 @@ def verify(folder: Path) -> dict[str, Any]:
     Returns the manifest.
     """
     folder = Path(folder).absolute()
-    manifest = shards.read_manifest(folder)
+    manifest = read_manifest(folder)
     damaged = []
     for entry in (*manifest["shards"], manifest["index"]):
         path = folder / entry["name"]
@@ -34,12 +35,12 @@ def verify(folder: Path) -> dict[str, Any]:
                 shown = ", ".join(samples[:SHOWN_NAMES]) or "nothing but what is between samples"
                 damaged[-1] += f" (altered: {shown})"
     if not damaged:
-        wrong = shards.contradictions(folder, manifest)
-        damaged = [f"{shards.MANIFEST} says another {key} than the shards" for key in wrong]
+        wrong = contradictions(folder, manifest)
+        damaged = [f"{MANIFEST} says another {key} than the shards" for key in wrong]
     if damaged:
         shown = "; ".join(damaged[:SHOWN_NAMES])
         raise DataError(
             f"{len(damaged)} files of {folder} are damaged: {shown}; write the split again with: "
-            f"{shards.ingest_command(folder, manifest)}"
+            f"{ingest_command(folder, manifest)}"
         )
     return manifest

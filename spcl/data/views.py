@@ -26,6 +26,8 @@ from PIL import Image
 
 from spcl import atomic
 from spcl.data import output, shards
+from spcl.data.columns import label_columns
+from spcl.data.manifest import INDEX, MANIFEST, read_manifest, write_manifest
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -129,7 +131,7 @@ def make_view(
     data = ShardSet(parent)
     _check_parent(data, out)
     width, height = parse_view("{}x{}".format(*size))
-    parent_sha256 = atomic.sha256(parent / shards.MANIFEST)
+    parent_sha256 = atomic.sha256(parent / MANIFEST)
     made_as = {"size": f"{width}x{height}", "codec": codec, "parent": data.name}
     metadata = {
         **data.metadata,
@@ -158,17 +160,17 @@ def make_view(
     }
     with atomic.writing(out), output.only_writer(out):
         if not overwrite and output.is_done(out, inputs):
-            return {**report, "status": "unchanged", **output.summary(shards.read_manifest(out))}
+            return {**report, "status": "unchanged", **output.summary(read_manifest(out))}
         if overwrite:
             output.check_replaceable(out)
         with output.replacing(out) as folder:
             tasks = [
                 ViewTask(str(parent), str(folder), number, metadata, (width, height), encoder)
-                for number in range(len(shards.read_manifest(parent)["shards"]))
+                for number in range(len(read_manifest(parent)["shards"]))
             ]
             done = _run(tasks, map_tasks, progress, len(data))
             pairs = [(one.entry, one.rows) for one in done]
-            manifest = shards.write_manifest(folder, metadata, inputs, pairs)
+            manifest = write_manifest(folder, metadata, inputs, pairs)
             report |= {"status": "done", **output.summary(manifest), **output.clock(started)}
             atomic.write_json(folder / output.REPORT, report)
     return report
@@ -207,7 +209,7 @@ def _run(
 def write_view_task(task: ViewTask) -> Written:
     """Resize the samples of one shard, a record batch at a time.  Safe to run again."""
     data = ShardSet(Path(task.parent))  # checks the index before it is read here again
-    index = pq.ParquetFile(data.folder / shards.INDEX).read()
+    index = pq.ParquetFile(data.folder / INDEX).read()
     here = pc.equal(index["shard"], task.shard)
     first = pc.index(index["shard"], task.shard).as_py()
     known = index.filter(here).drop_columns(_PLACE).to_pylist()
@@ -242,7 +244,7 @@ def view_row(task: ViewTask, data: ShardSet, index: int, row: dict[str, Any]) ->
         return row
     with Image.open(io.BytesIO(data.label(index))) as picture:
         label = picture.resize(task.size, Image.Resampling.NEAREST)
-    return row | shards.label_columns(np.asarray(label), len(data.class_names))
+    return row | label_columns(np.asarray(label), len(data.class_names))
 
 
 def _resized(image: bytes, task: ViewTask) -> bytes:

@@ -17,7 +17,7 @@ import yaml
 from ray_jobs import ingest
 from spcl import atomic, records
 from spcl.artefacts import ArtefactStore, verify
-from spcl.data import shards
+from spcl.data.manifest import INDEX, MANIFEST
 from spcl.data.shards import ShardSet
 from spcl.data.verify import verify as verify_split
 from spcl.errors import DataError, UserError
@@ -81,34 +81,34 @@ def split(mini_data, tmp_path) -> Path:
 
 
 def test_flips_in_a_splits_manifest_are_refused(split):
-    assert flip_all(split / shards.MANIFEST, lambda: ShardSet(split), FEW)["refused"] > 0.9 * FEW
+    assert flip_all(split / MANIFEST, lambda: ShardSet(split), FEW)["refused"] > 0.9 * FEW
 
 
 def test_flips_in_a_splits_manifest_are_refused_by_verify(split, capsys):
-    for _ in flips(split / shards.MANIFEST, FEW // 5):
+    for _ in flips(split / MANIFEST, FEW // 5):
         assert ingest.main(["--verify", str(split)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and shards.MANIFEST in line
+        assert line.startswith("error: ") and MANIFEST in line
     assert ingest.main(["--verify", str(split)]) == 0
     assert "note" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_every_flip_in_a_splits_manifest_is_refused(split):
-    came = flip_all(split / shards.MANIFEST, lambda: ShardSet(split), None)
+    came = flip_all(split / MANIFEST, lambda: ShardSet(split), None)
     assert came["refused"] > 20_000
 
 
 def test_flips_in_a_splits_index_are_refused(split):
-    assert flip_all(split / shards.INDEX, lambda: ShardSet(split), FEW)["refused"] == FEW
+    assert flip_all(split / INDEX, lambda: ShardSet(split), FEW)["refused"] == FEW
 
 
 @pytest.fixture
 def old_split(split) -> Path:
     """A split as it was written before there were checksums."""
-    manifest = json.loads((split / shards.MANIFEST).read_text())
+    manifest = json.loads((split / MANIFEST).read_text())
     del manifest["checksum"]
-    atomic.write_json(split / shards.MANIFEST, manifest | {"schema": 1})
+    atomic.write_json(split / MANIFEST, manifest | {"schema": 1})
     return split
 
 
@@ -121,7 +121,7 @@ def test_an_old_manifest_is_read_and_verify_says_that_it_has_no_checksum(old_spl
 
 def test_flips_in_an_old_manifest_are_no_tracebacks_and_verify_finds_those_that_matter(old_split):
     """Without a checksum opening can't see all; verify compares with index and shards."""
-    path, came = old_split / shards.MANIFEST, Counter()
+    path, came = old_split / MANIFEST, Counter()
     whole = json.loads(path.read_bytes())
     for bit in flips(path, FEW):
         try:
@@ -153,10 +153,10 @@ def test_flips_in_an_old_manifest_are_no_tracebacks_and_verify_finds_those_that_
     ],
 )
 def test_verify_compares_a_manifest_with_its_index_and_its_shards(split, capsys, key, value):
-    manifest = json.loads((split / shards.MANIFEST).read_text())
+    manifest = json.loads((split / MANIFEST).read_text())
     within = manifest if key in manifest else manifest["metadata"]
     within[key] = value
-    records.write(split / shards.MANIFEST, manifest)  # with a checksum that fits
+    records.write(split / MANIFEST, manifest)  # with a checksum that fits
     assert ingest.main(["--verify", str(split)]) == 2
     assert f"manifest.json says another {key} than the shards" in capsys.readouterr().err
 

@@ -21,6 +21,7 @@ from spcl.config import Config, load
 from spcl.data import shards
 from spcl.data.catalog import open_data
 from spcl.data.loader import Steps
+from spcl.data.manifest import write_manifest
 from spcl.data.pairs import PairCrops
 from spcl.data.transforms import decode, normalize
 from spcl.errors import ConfigError, DataError
@@ -306,7 +307,7 @@ def add_frames_before(split: shards.ShardSet) -> None:
         before = other["image"]
         row |= {"prev_sample_id": "x", "prev_image": before, "prev_image_crc32": zlib.crc32(before)}
     written = shards.write_shard(path, split.metadata, rows)
-    shards.write_manifest(split.folder, split.metadata, {}, [written])
+    write_manifest(split.folder, split.metadata, {}, [written])
 
 
 def test_frames_before_come_from_the_shards(monkeypatch, mini_data, tmp_path):

@@ -9,6 +9,7 @@ from spcl import records
 from spcl.config import load
 from spcl.data import shards
 from spcl.data.catalog import check_absent, open_data
+from spcl.data.manifest import MANIFEST
 from spcl.errors import ConfigError, DataError
 
 
@@ -19,7 +20,7 @@ def data(mini_data, tmp_path) -> Path:
 
 
 def change(folder: Path, **metadata: object) -> None:
-    path = folder / shards.MANIFEST
+    path = folder / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["metadata"] |= metadata
     records.write(path, manifest)

@@ -20,11 +20,11 @@ import pytest
 import trees
 from PIL import Image, ImageFile
 
-from spcl.data import shards
 from spcl.data.convert import convert
 from spcl.data.datasets import DATASETS, Release
 from spcl.data.datasets.gta5 import GTA5
 from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, lookup_table
+from spcl.data.manifest import read_manifest
 from spcl.data.output import REPORT
 from spcl.data.request import Options
 from spcl.data.shard_task import plan_shards
@@ -545,7 +545,7 @@ def test_verify_names_each_file_that_changed(gta5: Path, tmp_path: Path) -> None
 def test_shard_whose_samples_are_all_left_out_is_not_kept(gta5: Path, tmp_path: Path) -> None:
     trees.shorten_label(gta5 / LABEL)
     convert("gta5", gta5, tmp_path / "out", split="train")
-    named = [entry["name"] for entry in shards.read_manifest(tmp_path / "out")["shards"]]
+    named = [entry["name"] for entry in read_manifest(tmp_path / "out")["shards"]]
     assert named == sorted(p.name for p in (tmp_path / "out").glob("*.arrow"))
     assert named == ["shard-00000.arrow", "shard-00002.arrow"]
     data = ShardSet(tmp_path / "out")
@@ -555,7 +555,7 @@ def test_shard_whose_samples_are_all_left_out_is_not_kept(gta5: Path, tmp_path: 
 def test_manifest_adds_up(gta5: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert("gta5", gta5, out, split="train")
-    manifest, data = shards.read_manifest(out), ShardSet(out)
+    manifest, data = read_manifest(out), ShardSet(out)
     assert manifest["rows"] == sum(entry["rows"] for entry in manifest["shards"]) == 3
     assert manifest["bytes"] == sum(p.stat().st_size for p in out.glob("*.arrow"))
     assert manifest["class_pixels"] == data.class_pixels.sum(0).tolist()

@@ -19,7 +19,8 @@ from spcl.data import inspect
 from spcl.data.datasets import DATASETS
 from spcl.data.datasets.custom import Description, Files, Labels
 from spcl.data.encodings import ENCODINGS
-from spcl.data.shards import ShardSet, ingest_command, read_manifest
+from spcl.data.manifest import ingest_command, read_manifest
+from spcl.data.shards import ShardSet
 from spcl.data.streets import __main__ as streets
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -10,7 +10,9 @@ import trees
 
 from spcl import records
 from spcl.data import shards
+from spcl.data.columns import schema
 from spcl.data.convert import convert
+from spcl.data.manifest import INDEX, MANIFEST, data_fingerprint
 from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
@@ -36,7 +38,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def edit_manifest(folder: Path, **values: object) -> None:
-    path = folder / shards.MANIFEST
+    path = folder / MANIFEST
     path.write_text(json.dumps(records.seal(json.loads(path.read_text()) | values)))
 
 
@@ -60,7 +62,7 @@ def test_view_agrees_with_the_files(folder: Path, raw: Path) -> None:
 
 def test_shard_file_is_plain_arrow_with_the_schema(folder: Path) -> None:
     with pa.ipc.open_file(pa.memory_map(str(folder / "shard-00000.arrow"))) as reader:
-        assert reader.schema.equals(shards.schema(19))
+        assert reader.schema.equals(schema(19))
         assert [reader.get_batch(n).num_rows for n in range(2)] == [16, 4]
         described = reader.schema.metadata
     assert json.loads(described[b"seg.schema_version"]) == 1
@@ -68,9 +70,9 @@ def test_shard_file_is_plain_arrow_with_the_schema(folder: Path) -> None:
 
 
 def test_index_has_every_column_but_the_images(folder: Path) -> None:
-    names = set(pq.read_schema(folder / shards.INDEX).names)
-    assert set(shards.schema(19).names) - names == {"image", "label", "prev_image"}
-    assert names - set(shards.schema(19).names) == {"shard", "batch", "row"}
+    names = set(pq.read_schema(folder / INDEX).names)
+    assert set(schema(19).names) - names == {"image", "label", "prev_image"}
+    assert names - set(schema(19).names) == {"shard", "batch", "row"}
 
 
 def test_pickled_view_opens_its_own_files(folder: Path) -> None:
@@ -146,13 +148,13 @@ def test_missing_shard_is_named(folder: Path) -> None:
 
 
 def test_altered_index_is_refused(folder: Path) -> None:
-    flip(folder / shards.INDEX, 100)
+    flip(folder / INDEX, 100)
     with pytest.raises(DataError, match="index.parquet was altered"):
         ShardSet(folder)
 
 
 def test_other_schema_version_is_refused(folder: Path) -> None:
-    path = folder / shards.MANIFEST
+    path = folder / MANIFEST
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
     with pytest.raises(DataError, match=f"{path} has schema 99, this version of spcl reads 1"):
         ShardSet(folder)
@@ -168,7 +170,7 @@ def test_empty_and_garbled_manifests_are_refused(folder: Path) -> None:
     edit_manifest(folder, rows=0)
     with pytest.raises(DataError, match="holds no samples"):
         ShardSet(folder)
-    (folder / shards.MANIFEST).write_text("{")
+    (folder / MANIFEST).write_text("{")
     with pytest.raises(DataError, match="manifest.json is not valid JSON, it is cut.*--overwrite"):
         ShardSet(folder)
 
@@ -203,5 +205,5 @@ def test_fingerprint_depends_on_data_and_not_on_shard_sizes(raw: Path, tmp_path:
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_rows(folder: Path) -> None:
-    rows = pq.read_table(folder / shards.INDEX).to_pylist()
-    assert shards.data_fingerprint(rows[::-1]) == ShardSet(folder).fingerprint
+    rows = pq.read_table(folder / INDEX).to_pylist()
+    assert data_fingerprint(rows[::-1]) == ShardSet(folder).fingerprint

@@ -17,6 +17,7 @@ from spcl import atomic
 from spcl.data import shards
 from spcl.data.convert import convert
 from spcl.data.loader import StoredLabels, Stream
+from spcl.data.manifest import INDEX, read_manifest, write_manifest
 from spcl.data.output import REPORT
 from spcl.data.request import Options
 from spcl.data.shards import ShardSet
@@ -50,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def index(folder: Path) -> list[dict]:
-    return pq.read_table(folder / shards.INDEX).to_pylist()
+    return pq.read_table(folder / INDEX).to_pylist()
 
 
 # --- pixels --------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_the_frame_before_is_resized_too(parent, tmp_path):
         row |= {"prev_sample_id": "x", "prev_image": before, "prev_image_crc32": zlib.crc32(before)}
     (tmp_path / "pairs").mkdir()
     written = shards.write_shard(tmp_path / "pairs/shard-00000.arrow", metadata, pairs)
-    shards.write_manifest(tmp_path / "pairs", metadata, {}, [written])
+    write_manifest(tmp_path / "pairs", metadata, {}, [written])
     view(tmp_path / "pairs", tmp_path / "v")
     data = ShardSet(tmp_path / "v")
     assert data.previous(0) == data.image(1) and data.previous(1) == data.image(0)
@@ -174,10 +175,7 @@ def test_a_view_is_a_split_that_verifies(parent, tmp_path):
 
 def test_shards_hold_the_samples_of_the_parents_shards(parent, tmp_path):
     view(parent, tmp_path / "v/train")
-    rows = [
-        [e["rows"] for e in shards.read_manifest(f)["shards"]]
-        for f in (parent, tmp_path / "v/train")
-    ]
+    rows = [[e["rows"] for e in read_manifest(f)["shards"]] for f in (parent, tmp_path / "v/train")]
     assert rows[0] == rows[1] and len(rows[0]) == 8
 
 
