@@ -118,7 +118,9 @@ def training(
             buffers=_bytes(method.buffers()),
             gradients=_bytes(trained),
             optimizers=_bytes(tree_leaves([o.state_dict()["state"] for o in optimizers])),
-            batch=_bytes(tree_leaves([vars(images) for images in data.streams.values()])),
+            batch=_bytes(
+                tensor for content in data.streams.values() for tensor in content.tensors()
+            ),
             peak=live.peak,
         )
 

@@ -87,6 +87,6 @@ def _random_pair(crops: PairCrops, size: int) -> Pair:
     """Of crops that share all they show, the most that a method may have to work on."""
     first, second = torch.randn(2, size, 3, *crops.size)
     position = torch.arange(size)
-    boxes = torch.tensor([0, 0, *crops.size]).expand(size, 2, 4)
+    boxes = torch.tensor([0, 0, *crops.size]).repeat(size, 2, 1)
     flips = torch.zeros(size, 2, dtype=torch.bool)
     return Pair(Images(first, position), Images(second, position), boxes, flips, position)

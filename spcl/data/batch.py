@@ -77,6 +77,14 @@ class _Tensors:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: changed(v) for k, v in values.items() if v is not None})
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All that there are, in the order of the fields."""
+        for value in (getattr(self, f.name) for f in fields(self)):
+            if isinstance(value, _Tensors):
+                yield from value.tensors()
+            elif value is not None:
+                yield value
+
     def split(self, size: int) -> Iterator[Self]:
         """Parts of at most `size` samples, in order."""
         for start in range(0, len(self), size):

@@ -53,6 +53,14 @@ def test_a_stream_survives_pickling(steps):
     assert same(again[5], steps()[5])
 
 
+def test_an_image_that_comes_again_is_augmented_anew(steps):
+    stream = steps().streams["target"]
+    size = len(stream.shards)
+    first = stream.sample_id(0)
+    again = next(p for p in range(size, 2 * size) if stream.sample_id(p) == first)
+    assert not torch.equal(stream.sample(0).image, stream.sample(again).image)
+
+
 def test_sample_ids_name_what_a_step_reads(steps):
     ids = steps(1, 2).sample_ids(2)
     assert len(ids["source"]) == len(ids["target"]) == 4
