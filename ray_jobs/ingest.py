@@ -155,8 +155,8 @@ def describe(report: dict[str, Any]) -> str:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
-    from spcl.data.convert import verify
     from spcl.data.shards import MANIFEST
+    from spcl.data.verify import verify
     from spcl.data.views import parse_view
     from spcl.records import CHECKSUM
 
@@ -198,6 +198,7 @@ def run(argv: Sequence[str] | None) -> int:
 
 def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: Callable) -> None:
     from spcl.data.convert import convert
+    from spcl.data.request import Options
 
     name = arguments.name or dataset.name
     for split in chosen_splits(arguments, dataset):
@@ -206,17 +207,19 @@ def convert_splits(arguments: argparse.Namespace, dataset: Dataset, map_tasks: C
             arguments.root,
             arguments.out / name / split,
             split=split,
-            name=arguments.name,
             map_tasks=map_tasks,
-            on_mismatch=arguments.on_mismatch,
-            drop_blank=arguments.drop_blank,
-            label_encoding=arguments.label_encoding,
-            only=arguments.list,
-            golden=arguments.verify_golden,
-            overwrite=arguments.overwrite,
             progress=Progress(f"{name}/{split}"),
-            max_pixels=arguments.max_pixels,
-            licence=arguments.licence,
+            options=Options(
+                name=arguments.name,
+                on_mismatch=arguments.on_mismatch,
+                drop_blank=arguments.drop_blank,
+                label_encoding=arguments.label_encoding,
+                only=arguments.list,
+                golden=arguments.verify_golden,
+                overwrite=arguments.overwrite,
+                max_pixels=arguments.max_pixels,
+                licence=arguments.licence,
+            ),
         )
         print(describe(report), flush=True)
 

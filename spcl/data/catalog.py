@@ -192,6 +192,7 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
     if not _reads_streets(config):
         return
     from spcl.data.convert import convert
+    from spcl.data.request import Options
 
     raw = root / STREETS / "raw"
     try:
@@ -208,7 +209,9 @@ def prepare_streets(config: Config, root: Path, say: Callable[[str], None]) -> N
         out = root / name / split
         if not is_there(out):
             say(f"converting {name}/{split}")
-            convert(FORMATS[name], raw / FORMATS[name], out, split=split, name=name)
+            convert(
+                FORMATS[name], raw / FORMATS[name], out, split=split, options=Options(name=name)
+            )
 
 
 def check_streets(config: Config, root: Path) -> None:

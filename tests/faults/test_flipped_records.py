@@ -17,8 +17,9 @@ import yaml
 from ray_jobs import ingest
 from spcl import atomic, records
 from spcl.artefacts import ArtefactStore, verify
-from spcl.data import convert, shards
+from spcl.data import shards
 from spcl.data.shards import ShardSet
+from spcl.data.verify import verify as verify_split
 from spcl.errors import DataError, UserError
 from spcl.garbage import find_garbage
 from spcl.protocols import score
@@ -129,7 +130,7 @@ def test_flips_in_an_old_manifest_are_no_tracebacks_and_verify_finds_those_that_
         except DataError:
             came["refused"] += 1
         try:
-            convert.verify(old_split)
+            verify_split(old_split)
         except DataError as error:
             assert str(old_split) in str(error)
         else:

@@ -23,6 +23,7 @@ import trees
 from spcl.data.convert import convert
 from spcl.data.output import REPORT
 from spcl.data.pictures import BESIDES_PIXELS, MAX_PIXELS, PIXEL_BYTES
+from spcl.data.request import Options
 from spcl.errors import DataError
 
 MIB = 2**20
@@ -204,8 +205,13 @@ def test_limit_is_kept_by_the_conversion(tmp_path: Path, role: str) -> None:
         convert("gta5", root, tmp_path / "out", split="train")
     trees.gta5_tree(root, 2, trees.SMALL)
     with pytest.raises(DataError, match="--max-pixels 3072"):
-        convert("gta5", root, tmp_path / "out", split="train", max_pixels=3000)
-    assert convert("gta5", root, tmp_path / "out", split="train", max_pixels=3072)["converted"] == 2
+        convert("gta5", root, tmp_path / "out", split="train", options=Options(max_pixels=3000))
+    assert (
+        convert("gta5", root, tmp_path / "out", split="train", options=Options(max_pixels=3072))[
+            "converted"
+        ]
+        == 2
+    )
 
 
 # --- what is no file ------------------------------------------------------------------------------
@@ -299,7 +305,13 @@ def test_facts_and_lists_are_files_too(tmp_path: Path) -> None:
         convert("synscapes", root, tmp_path / "out", split="train")
     fifo(tmp_path / "list.txt")
     with pytest.raises(DataError, match="the list .*list.txt is a FIFO; write the names to a file"):
-        convert("synscapes", root, tmp_path / "out", split="train", only=tmp_path / "list.txt")
+        convert(
+            "synscapes",
+            root,
+            tmp_path / "out",
+            split="train",
+            options=Options(only=tmp_path / "list.txt"),
+        )
 
 
 def test_links_that_lead_back_are_not_followed_without_end(tmp_path: Path) -> None:

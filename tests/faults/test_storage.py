@@ -19,7 +19,9 @@ from mini import TRAIN, assert_same_bits
 from processes import largest_file
 
 from spcl import atomic, cli
-from spcl.data.convert import convert, verify
+from spcl.data.convert import convert
+from spcl.data.request import Options
+from spcl.data.verify import verify
 from spcl.errors import StorageError, UserError
 from spcl.results.store import RunFolder
 from spcl.train import main as train
@@ -189,11 +191,11 @@ def test_a_limit_during_a_conversion_costs_no_byte(mini_data, tmp_path):
     """Shards, index, manifest and report: one line each time, and in the end the same bytes."""
     raw, hits = mini_data / "streets/raw/gta5", 0
     usual, out, limit = tmp_path / "usual", tmp_path / "out", 64
-    convert("gta5", raw, usual, split="train", name="streets/sim")
+    convert("gta5", raw, usual, split="train", options=Options(name="streets/sim"))
     while True:
         try:
             with largest_file(limit):
-                convert("gta5", raw, out, split="train", name="streets/sim")
+                convert("gta5", raw, out, split="train", options=Options(name="streets/sim"))
             break
         except StorageError as error:
             place = rf"{tmp_path}/(out|\.out\.part).*: file-size limit exceeded"

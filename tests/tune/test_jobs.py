@@ -15,6 +15,7 @@ from spcl.artefacts import verify
 from spcl.config import load
 from spcl.data.catalog import split_source
 from spcl.data.convert import convert
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import ConfigError
 from spcl.networks import load_segmentor
@@ -262,7 +263,7 @@ def test_a_job_waits_for_the_process_that_still_writes_its_configuration(started
 def labelled(mini_data):
     """The target's training images, with their labels, for those who ask."""
     raw, out = mini_data / "streets/raw/cityscapes", mini_data / "streets/real/train_labelled"
-    convert("cityscapes", raw, out, split="train_labelled", name="streets/real")
+    convert("cityscapes", raw, out, split="train_labelled", options=Options(name="streets/real"))
     yield
     shutil.rmtree(out)  # other tests share this data, and have no such labels
 

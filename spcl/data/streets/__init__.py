@@ -5,6 +5,7 @@
 
 A scene is a pure function of (world, domain, split, index).  World 0 is the benchmark; world 1,
 with other scenes and other class colours, is for fixing hyper-parameters.
-`domains` holds both looks, `layout` places things in metres, `things` and `canvas` draw them,
-`render` makes image and label of it, `trees` writes files.
+`domains` holds both looks; `layout` places things in metres, as `plan` says, and gives a `scene`;
+`things` names the drawing of each kind (`buildings`, `vehicles`, `people`, `furniture`, on a
+`canvas`); `render` makes image and label of it, `trees` writes files.
 """

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from spcl.data.streets.domains import Colour
-from spcl.data.streets.layout import NEAR, Camera, Thing
+from spcl.data.streets.plan import NEAR
+from spcl.data.streets.scene import Camera, Thing
 
 SUPERSAMPLE = 2  # pixels drawn per pixel kept, each way; labels take every second one
 THINNEST = 1.0  # pixels; a pole is never thinner, else it would be missing from the label

@@ -1,249 +1,17 @@
-"""What stands where: one street scene as a list of things in metres.
+"""What stands where: draws one street scene, of a look, from random numbers.
 
-The camera looks along +z at (0, height, 0); x is to the right, y up, the ground is y = 0.
-Nothing here knows about pixels, so a scene is the same at every image size.
+Every draw comes from one generator, in one order, so that a scene is a function of its seed.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from spcl.data.streets.domains import (
-    COLOURS,
-    DISTRICTS,
-    ROAD,
-    SIDEWALK,
-    TERRAIN,
-    Colour,
-    District,
-    Look,
-    Range,
-)
-
-NEAR = 1.0  # m, where drawing begins
-FAR = 2000.0  # m, where the ground ends, under the horizon
-WIDE = 200.0  # m, where it ends to the left and the right
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How any street is built, in both domains: metres, and probabilities where it says so."""
-
-    vanish: Range = (0.42, 0.58)  # image widths
-    hood: Range = (0.025, 0.035)  # image heights
-    shade_edge: Range = (-7.0, 7.0)
-    # Across the street.
-    lane: float = 3.3
-    off_lane: float = 0.4  # the camera is at most so far from its lane's middle
-    second_lane: float = 0.25  # probability, each way
-    parking_lane: float = 2.2
-    has_parking: float = 0.6  # probability, each side
-    sidewalk: Range = (2.2, 5.0)
-    kerb: float = 0.18
-    verge: Range = (0.8, 1.6)
-    verge_chance: Range = (0.1, 0.4)  # probability without grass, and what full grass adds
-    junction_start: Range = (11.0, 40.0)
-    junction_length: Range = (7.0, 12.0)
-    corner: float = 0.5  # between a crossing street and the next structure
-    # Paint on the road.
-    dash: float = 3.0
-    dash_every: float = 6.0
-    dashes: int = 8
-    dash_width: float = 0.14
-    has_stripes: float = 0.6  # probability before a junction
-    stripe: float = 0.55
-    stripe_every: float = 1.1
-    stripe_length: float = 2.6
-    paint: float = 105.0  # grey levels above the road's
-    # Along the street.
-    end: float = 90.0
-    stretch: Range = (7.0, 15.0)
-    shortest: float = 2.0
-    same_again: float = 0.45  # probability that the next stretch of a side is like the last
-    setback: Range = (0.0, 4.0)
-    house_depth: Range = (9.0, 14.0)
-    house_gap: Range = (0.0, 2.5)
-    wall_height: Range = (1.6, 3.4)
-    fence_height: Range = (1.2, 2.1)
-    hedge_height: Range = (1.0, 3.0)
-    hedge_depth: float = 1.2
-    wall_depth: float = 0.25
-    tree_behind: Range = (3.0, 9.0)
-    house_behind: Range = (9.0, 14.0)
-    has_house_behind: float = 0.5  # probability
-    # The end of the view.
-    skyline: float = 75.0  # to the left and the right
-    skyline_beyond: Range = (2.0, 20.0)
-    skyline_width: Range = (9.0, 22.0)
-    skyline_house: float = 0.55  # probability, else trees
-    skyline_house_height: Range = (6.0, 15.0)
-    skyline_tree_height: Range = (4.0, 10.0)
-    # Who is there.
-    tries: int = 4  # places tried for a vehicle before it is left out
-    headway: float = 2.5  # least gap between two vehicles
-    traffic: Range = (9.0, 48.0)  # z; what is further is a speck
-    crossing: float = 0.3  # probability that a vehicle is on the crossing street, if there is one
-    slot: float = 6.2  # a parking slot's length
-    cycles: Range = (6.0, 26.0)  # z
-    cycle_crossing: float = 0.4  # probability that a rider crosses
-    cycle_from_kerb: Range = (0.5, 1.5)
-    cycle_turned: Range = (0.35, 0.7)  # share of its length that is seen when it goes along
-    cycle_row: float = 0.7  # between parked cycles
-    furniture: Range = (7.0, 40.0)  # z
-    furniture_from_kerb: Range = (0.3, 0.9)
-    people: Range = (6.0, 35.0)  # z
-    on_road: float = 0.2  # probability that somebody walks on the road
-    in_pair: float = 0.25  # probability
-
-
-PLAN = Plan()
-
-# kind -> (width, height, length) in metres.
-SIZES: dict[str, tuple[float, float, float]] = {
-    "car": (1.8, 1.5, 4.3),
-    "truck": (2.4, 3.3, 7.5),
-    "bus": (2.5, 3.1, 11.0),
-    "train": (2.6, 3.5, 26.0),
-    "person": (0.55, 1.72, 0.4),
-    "bicycle": (1.75, 1.05, 0.5),
-    "motorcycle": (2.1, 1.15, 0.6),
-    "cyclist": (1.75, 1.75, 0.5),
-    "motorcyclist": (2.1, 1.65, 0.6),
-    "bin": (0.6, 1.1, 0.6),
-    "lamp": (0.16, 6.5, 0.2),
-    "light": (0.14, 3.4, 0.2),
-    "sign": (0.11, 2.7, 0.2),
-    "tree": (3.6, 6.0, 3.0),
-}
-TINT = 0.4  # spread of an instance's hue, as a share of the spread of its lightness
-SIZE_SPREAD = 0.06  # relative sigma of an instance's size
-
-
-@dataclass(frozen=True)
-class Camera:
-    """height in metres; focal and horizon in image heights; vanish in image widths."""
-
-    height: float
-    focal: float
-    horizon: float
-    vanish: float
-
-
-@dataclass(frozen=True)
-class Ground:
-    """A rectangle on the ground: [x0, x1] by [z0, z1] metres, of one class."""
-
-    class_id: int
-    x0: float
-    x1: float
-    z0: float
-    z1: float
-    colour: Colour
-
-
-@dataclass(frozen=True)
-class Thing:
-    """Something upright whose near end stands on the ground at (x, z).
-
-    width is its extent along x about x, length along +z; `style` holds uniform numbers for the
-    renderer's choices; `across` says that it points along x.
-    """
-
-    kind: str
-    x: float
-    z: float
-    width: float
-    height: float
-    length: float
-    colour: Colour
-    style: tuple[float, ...]
-    across: bool = False
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One scene; things come in the order in which they are painted, far ones first.
-
-    shade_edge  x where the shadow of the houses ends; shade_side is the side it covers (-1 or 1)
-    hood        height of the own car's hood in image heights, 0 where it is not seen
-    light       factor on all colours
-    """
-
-    camera: Camera
-    sky: Colour
-    ground: tuple[Ground, ...]
-    things: tuple[Thing, ...]
-    shade_side: int
-    shade_edge: float
-    hood: float
-    light: float
-
-
-@dataclass
-class _Builder:
-    """Collects a scene; every draw comes from one generator, in one order."""
-
-    rng: np.random.Generator
-    look: Look
-    ground: list[Ground] = field(default_factory=list)
-    structures: list[Thing] = field(default_factory=list)
-    actors: list[Thing] = field(default_factory=list)
-    occupied: list[tuple[float, float, float, float]] = field(default_factory=list)
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * self.rng.random()
-
-    def between(self, limits: Range) -> float:
-        return self.uniform(*limits)
-
-    def happens(self, probability: float) -> bool:
-        return self.rng.random() < probability
-
-    def side(self) -> int:
-        return 1 if self.happens(0.5) else -1
-
-    def count(self, expected: float) -> int:
-        return int(self.rng.poisson(expected))
-
-    def choose(self, weights: Sequence[float]) -> int:
-        """An index, in proportion to its weight."""
-        mark = self.rng.random() * sum(weights)
-        for index, weight in enumerate(weights):
-            mark -= weight
-            if mark < 0:
-                return index
-        return len(weights) - 1
-
-    def colour(self, pool: str) -> Colour:
-        """A colour of the pool, moved by the instance's own offset."""
-        base = COLOURS[pool][int(self.rng.random() * len(COLOURS[pool]))]
-        light, *tint = self.rng.normal(0.0, self.look.instance, 4)
-        return tuple(c + light + TINT * t for c, t in zip(base, tint, strict=True))
-
-    def depth(self, near: float, far: float) -> float:
-        """Log-uniform: as many things near, where they are seen, as far."""
-        return near * (far / near) ** self.rng.random()
-
-    def thing(self, kind: str, x: float, z: float, pool: str, across: bool = False) -> Thing:
-        scale = 1.0 + SIZE_SPREAD * float(np.clip(self.rng.standard_normal(), -2, 2))
-        width, height, length = (scale * s for s in SIZES[kind])
-        if across:
-            width, length = length, width
-        style = tuple(self.rng.random(4).tolist())
-        return Thing(kind, x, z, width, height, length, self.colour(pool), style, across)
-
-    def place(self, thing: Thing) -> bool:
-        """Put a vehicle on the street unless another is in its way."""
-        x0, x1 = thing.x - thing.width / 2, thing.x + thing.width / 2
-        z0, z1 = thing.z - PLAN.headway / 2, thing.z + thing.length + PLAN.headway / 2
-        for a0, a1, b0, b1 in self.occupied:
-            if x0 < a1 and a0 < x1 and z0 < b1 and b0 < z1:
-                return False
-        self.occupied.append((x0, x1, z0, z1))
-        self.actors.append(thing)
-        return True
+from spcl.data.streets.builder import Builder
+from spcl.data.streets.domains import DISTRICTS, ROAD, SIDEWALK, TERRAIN, Colour, District, Look
+from spcl.data.streets.plan import FAR, NEAR, PLAN, SIZES, WIDE
+from spcl.data.streets.scene import Camera, Ground, Scene, Thing
 
 
 @dataclass(frozen=True)
@@ -267,7 +35,7 @@ class _Street:
 
 def compose(rng: np.random.Generator, look: Look) -> Scene:
     """Draw one scene of a look."""
-    b = _Builder(rng, look)
+    b = Builder(rng, look)
     camera = Camera(
         height=b.between(look.camera_height),
         focal=b.between(look.focal),
@@ -301,7 +69,7 @@ def _far_first(things: list[Thing]) -> list[Thing]:
     return sorted(things, key=lambda t: (-t.z, -abs(t.x)))
 
 
-def _street(b: _Builder) -> _Street:
+def _street(b: Builder) -> _Street:
     own = b.uniform(-PLAN.off_lane, PLAN.off_lane)  # the own lane's middle, seen from the camera
     more_right, more_left = b.happens(PLAN.second_lane), 1 + b.happens(PLAN.second_lane)
     parking = (b.happens(PLAN.has_parking), b.happens(PLAN.has_parking))
@@ -322,7 +90,7 @@ def _street(b: _Builder) -> _Street:
     )
 
 
-def _lay_ground(b: _Builder, s: _Street, district: District) -> None:
+def _lay_ground(b: Builder, s: _Street, district: District) -> None:
     """Ground from wide to narrow: what is beyond, sidewalks, verges, road, markings."""
 
     def strip(class_id: int, x0: float, x1: float, colour: Colour) -> None:
@@ -348,7 +116,7 @@ def _lay_ground(b: _Builder, s: _Street, district: District) -> None:
     _mark_road(b, s, road)
 
 
-def _mark_road(b: _Builder, s: _Street, road: Colour) -> None:
+def _mark_road(b: Builder, s: _Street, road: Colour) -> None:
     """A dashed line between lanes, and stripes before a junction: paint, so still road."""
     paint = tuple(c + PLAN.paint for c in road)
     stripes = s.junction[0] - PLAN.stripe_length - PLAN.corner if s.junction else FAR
@@ -368,7 +136,7 @@ def _mark_road(b: _Builder, s: _Street, road: Colour) -> None:
             b.ground.append(Ground(ROAD, x, x + PLAN.stripe, stripes, z, paint))
 
 
-def _line_horizon(b: _Builder) -> None:
+def _line_horizon(b: Builder) -> None:
     """Houses and trees at the end of the street, so that the ground never meets the bare sky."""
     x = -PLAN.skyline
     while x < PLAN.skyline:
@@ -383,14 +151,14 @@ def _line_horizon(b: _Builder) -> None:
 
 
 def _structure(
-    b: _Builder, kind: str, x: float, z: float, width: float, height: float, length: float
+    b: Builder, kind: str, x: float, z: float, width: float, height: float, length: float
 ) -> Thing:
     pool = {"hedge": "vegetation"}.get(kind, kind)
     style = tuple(b.rng.random(4).tolist())
     return Thing(kind, x, z, width, height, length, b.colour(pool), style)
 
 
-def _line_street(b: _Builder, s: _Street, district: District, side: int) -> None:
+def _line_street(b: Builder, s: _Street, district: District, side: int) -> None:
     """Structures along one side, from the camera to the street's end, leaving junctions open."""
     kinds = ("building", "wall", "fence", "hedge", "open")
     weights = tuple(getattr(district, kind) for kind in kinds)
@@ -412,7 +180,7 @@ def _line_street(b: _Builder, s: _Street, district: District, side: int) -> None
 
 
 def _fill(
-    b: _Builder, kind: str, side: int, line: float, z: float, length: float, district: District
+    b: Builder, kind: str, side: int, line: float, z: float, length: float, district: District
 ) -> None:
     """One stretch of one side; low structures have something behind them."""
     if kind == "building":
@@ -438,7 +206,7 @@ def _fill(
         b.structures.append(_structure(b, "building", x, z, depth, height, length))
 
 
-def _drive(b: _Builder, s: _Street) -> None:
+def _drive(b: Builder, s: _Street) -> None:
     """Traffic, largest first as it needs the most room."""
     look = b.look
     for kind, expected in (
@@ -457,7 +225,7 @@ def _drive(b: _Builder, s: _Street) -> None:
             _ride_one(b, s, kind)
 
 
-def _drive_one(b: _Builder, s: _Street, kind: str) -> None:
+def _drive_one(b: Builder, s: _Street, kind: str) -> None:
     for _ in range(PLAN.tries):
         if s.junction and b.happens(PLAN.crossing):
             z = b.uniform(s.junction[0] + 0.5, s.junction[1] - 3.0)
@@ -472,7 +240,7 @@ def _drive_one(b: _Builder, s: _Street, kind: str) -> None:
             return
 
 
-def _ride_one(b: _Builder, s: _Street, kind: str) -> None:
+def _ride_one(b: Builder, s: _Street, kind: str) -> None:
     """Riders keep to the kerb or cross; `width` is what is seen of a turned cycle's length."""
     for _ in range(PLAN.tries):
         thing = b.thing(kind, 0.0, b.depth(*PLAN.cycles), "cycle")
@@ -493,7 +261,7 @@ def _moved(thing: Thing, x: float, seen: float) -> Thing:
     return replace(thing, x=x, width=seen * thing.width)
 
 
-def _park(b: _Builder, s: _Street) -> None:
+def _park(b: Builder, s: _Street) -> None:
     """Cars in the slots at the kerb, cycles on the sidewalks."""
     for side, has_lane in zip((-1, 1), s.parking, strict=True):
         x = s.kerb(side) - side * PLAN.parking_lane / 2
@@ -513,7 +281,7 @@ def _park(b: _Builder, s: _Street) -> None:
                 b.actors.append(_moved(first, x + shift, b.uniform(0.45, 1.0)))
 
 
-def _furnish(b: _Builder, s: _Street) -> None:
+def _furnish(b: Builder, s: _Street) -> None:
     """Lamps, lights, signs, street trees and bins between kerb and sidewalk."""
     look = b.look
     for kind, expected, pool in (
@@ -532,7 +300,7 @@ def _furnish(b: _Builder, s: _Street) -> None:
             b.actors.append(b.thing(kind, x, z, pool))
 
 
-def _walk(b: _Builder, s: _Street) -> None:
+def _walk(b: Builder, s: _Street) -> None:
     """People on the sidewalks, some in pairs, some on the road."""
     for _ in range(b.count(b.look.people)):
         z = b.depth(*PLAN.people)

@@ -18,7 +18,9 @@ from spcl.data.streets.domains import (
     Look,
     class_offsets,
 )
-from spcl.data.streets.layout import NEAR, Scene, compose
+from spcl.data.streets.layout import compose
+from spcl.data.streets.plan import NEAR
+from spcl.data.streets.scene import Scene
 from spcl.data.streets.things import DRAW
 
 MID_GREY = 128.0

@@ -21,12 +21,15 @@ import trees
 from PIL import Image, ImageFile
 
 from spcl.data import shards
-from spcl.data.convert import convert, plan_shards, verify
+from spcl.data.convert import convert
 from spcl.data.datasets import DATASETS, Release
 from spcl.data.datasets.gta5 import GTA5
 from spcl.data.labels import CITYSCAPES_IDS, GTA5_IDS, lookup_table
 from spcl.data.output import REPORT
+from spcl.data.request import Options
+from spcl.data.shard_task import plan_shards
 from spcl.data.shards import ShardSet
+from spcl.data.verify import verify
 from spcl.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -146,7 +149,13 @@ def test_shipped_ids_win_where_both_kinds_lie(tmp_path: Path) -> None:
 
 
 def test_given_name_stands_for_the_datasets(cityscapes: Path, tmp_path: Path) -> None:
-    convert("cityscapes", cityscapes, tmp_path / "out", split="val", name="streets/real")
+    convert(
+        "cityscapes",
+        cityscapes,
+        tmp_path / "out",
+        split="val",
+        options=Options(name="streets/real"),
+    )
     data = ShardSet(tmp_path / "out")
     assert data.name == "streets/real/val"
     assert data.sample_ids[0] == "streets/real/val/frankfurt/frankfurt_000000_000294"
@@ -320,12 +329,14 @@ def test_mismatches_are_errors_on_request(gta5: Path, tmp_path: Path, case: str)
     damage, path, _, message = LEFT_OUT[case]
     damage(gta5 / path)
     with pytest.raises(DataError, match=message):
-        convert("gta5", gta5, tmp_path / "out", split="train", on_mismatch="error")
+        convert("gta5", gta5, tmp_path / "out", split="train", options=Options(on_mismatch="error"))
 
 
 def test_blank_images_are_left_out_on_request(gta5: Path, tmp_path: Path) -> None:
     trees.blank(gta5 / IMAGE)
-    report = convert("gta5", gta5, tmp_path / "out", split="train", drop_blank=True)
+    report = convert(
+        "gta5", gta5, tmp_path / "out", split="train", options=Options(drop_blank=True)
+    )
     assert report["converted"] == 2 and report["checks"]["blank_image"]["severity"] == "skip"
 
 
@@ -448,8 +459,8 @@ def test_shards_of_another_conversion_are_not_taken_up(
     trees.gta5_tree(gta5, 3, trees.SMALL)
     if change == "damaged":
         trees.flip_byte(tmp_path / ".out.part/shard-00000.arrow", 2000)
-    options = {"drop_blank": True} if change == "drop_blank" else {}
-    report = convert("gta5", gta5, tmp_path / "out", split="train", **options)
+    options = Options(drop_blank=change == "drop_blank")
+    report = convert("gta5", gta5, tmp_path / "out", split="train", options=options)
     assert report["shards_from_before"] == (1 if change == "damaged" else 0)
     verify(tmp_path / "out")
 
@@ -469,7 +480,7 @@ def test_other_inputs_are_refused_unless_told_to_overwrite(gta5: Path, tmp_path:
     trees.gta5_tree(gta5, 5, trees.SMALL)
     with pytest.raises(DataError, match="files 3 there, 5 here.* --out or replace .*--overwrite"):
         convert("gta5", gta5, out, split="train")
-    convert("gta5", gta5, out, split="train", overwrite=True)
+    convert("gta5", gta5, out, split="train", options=Options(overwrite=True))
     assert len(ShardSet(out)) == 5
     assert {p.name for p in tmp_path.iterdir()} == {"out", "raw"}
 
@@ -508,7 +519,7 @@ def test_failed_overwrite_keeps_the_old_shards(gta5: Path, tmp_path: Path) -> No
     before = files(out)
     trees.truncate(gta5 / IMAGE)
     with pytest.raises(DataError, match="truncated"):
-        convert("gta5", gta5, out, split="train", overwrite=True)
+        convert("gta5", gta5, out, split="train", options=Options(overwrite=True))
     assert files(out) == before
 
 
@@ -517,7 +528,7 @@ def test_folder_of_other_files_is_left_alone(gta5: Path, tmp_path: Path, overwri
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years")
     with pytest.raises(DataError, match="holds files"):
-        convert("gta5", gta5, tmp_path / "out", split="train", overwrite=overwrite)
+        convert("gta5", gta5, tmp_path / "out", split="train", options=Options(overwrite=overwrite))
     assert (tmp_path / "out/thesis.tex").exists()
 
 
@@ -553,7 +564,7 @@ def test_manifest_adds_up(gta5: Path, tmp_path: Path) -> None:
 
 
 def test_altered_samples_of_a_shard_are_named(gta5: Path, tmp_path: Path) -> None:
-    convert("gta5", gta5, tmp_path / "out", split="train", shard_bytes=10**9)
+    convert("gta5", gta5, tmp_path / "out", split="train", options=Options(shard_bytes=10**9))
     shard = tmp_path / "out/shard-00001.arrow"
     image = (gta5 / IMAGE).read_bytes()
     trees.flip_byte(shard, shard.read_bytes().index(image) + 100)
@@ -578,7 +589,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_whole_release_is_recognised(gta5: Path, tmp_path: Path, release: Callable) -> None:
     release()
-    report = convert("gta5", gta5, tmp_path / "out", split="train", golden=True)
+    report = convert("gta5", gta5, tmp_path / "out", split="train", options=Options(golden=True))
     assert report["differs_from_release"] == {}
 
 
@@ -587,7 +598,7 @@ def test_labels_that_are_left_out_count_as_part_of_the_release(
 ) -> None:
     release()
     trees.blank(gta5 / IMAGE, True)  # as 15188 of the real one
-    report = convert("gta5", gta5, tmp_path / "out", split="train", golden=True)
+    report = convert("gta5", gta5, tmp_path / "out", split="train", options=Options(golden=True))
     assert report["converted"] == 2 and report["class_images"] == [2] * 19
     assert report["differs_from_release"] == {}
 
@@ -607,7 +618,7 @@ def test_other_than_the_release_is_noted_and_an_error_on_request(
     assert list(report["differs_from_release"]) == [message.split(":")[0]]
     for out in ("out", "note"):  # also where it is converted already
         with pytest.raises(DataError, match=f"not the release that was published: .*{message}"):
-            convert("gta5", gta5, tmp_path / out, split="train", golden=True)
+            convert("gta5", gta5, tmp_path / out, split="train", options=Options(golden=True))
     assert not (tmp_path / "out").exists()
 
 
@@ -615,7 +626,7 @@ def test_image_of_a_size_nobody_has_reported_is_noted_only(
     gta5: Path, tmp_path: Path, release: Callable
 ) -> None:
     release(sizes=frozenset({(9, 9)}))
-    report = convert("gta5", gta5, tmp_path / "out", split="train", golden=True)
+    report = convert("gta5", gta5, tmp_path / "out", split="train", options=Options(golden=True))
     assert report["differs_from_release"] == {"image_sizes": [["9x9"], {"64x48": 3}]}
 
 
@@ -644,7 +655,11 @@ def test_golden_counts_are_those_of_the_two_releases() -> None:
 def test_lists_of_every_code_base_are_read(cityscapes: Path, tmp_path: Path, lines: str) -> None:
     (tmp_path / "val.txt").write_text(lines)
     report = convert(
-        "cityscapes", cityscapes, tmp_path / "out", split="val", only=tmp_path / "val.txt"
+        "cityscapes",
+        cityscapes,
+        tmp_path / "out",
+        split="val",
+        options=Options(only=tmp_path / "val.txt"),
     )
     data = ShardSet(tmp_path / "out")
     assert data.sample_ids == ["cityscapes/val/munster/munster_000173_000019"]
@@ -654,7 +669,13 @@ def test_lists_of_every_code_base_are_read(cityscapes: Path, tmp_path: Path, lin
 def test_list_of_other_names_is_refused(gta5: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("00001.png\n00099.png")
     with pytest.raises(DataError, match=r"list.txt names 1 images .*\(00099.png\)"):
-        convert("gta5", gta5, tmp_path / "out", split="train", only=tmp_path / "list.txt")
+        convert(
+            "gta5",
+            gta5,
+            tmp_path / "out",
+            split="train",
+            options=Options(only=tmp_path / "list.txt"),
+        )
 
 
 # --- what the data sets bring besides -------------------------------------------------------------

@@ -18,6 +18,7 @@ from spcl.data.datasets.custom import read_description
 from spcl.data.encodings import ENCODINGS, from_colors
 from spcl.data.labels import GTA5_IDS, GTA5_PALETTE, IGNORE_INDEX, SYNTHIA_IDS, lookup_table
 from spcl.data.pictures import as_rgb8, read_picture, sixteen_bits
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -87,7 +88,7 @@ def test_colours_become_ids_and_plates_cars(tmp_path: Path) -> None:
     ids = [trees.load(path) for path in sorted((root / "labels").iterdir())]
     for path in (root / "labels").iterdir():
         trees.recolor(path)
-    convert("gta5", root, tmp_path / "out", split="train", label_encoding="color")
+    convert("gta5", root, tmp_path / "out", split="train", options=Options(label_encoding="color"))
     data = ShardSet(tmp_path / "out")
     for index, raw in enumerate(ids):
         assert 34 in raw
@@ -105,7 +106,9 @@ def test_colour_that_no_class_has_is_an_error(tmp_path: Path) -> None:
         pixels[0, 0] = (1, 2, 3)
         trees.save(path, pixels)
     with pytest.raises(DataError, match=r"1 colours are not in the table of gta5 \(1,2,3\)"):
-        convert("gta5", root, tmp_path / "out", split="train", label_encoding="color")
+        convert(
+            "gta5", root, tmp_path / "out", split="train", options=Options(label_encoding="color")
+        )
 
 
 def test_colours_are_looked_up_as_one_by_one() -> None:

@@ -16,6 +16,7 @@ from spcl.data.convert import convert
 from spcl.data.datasets import DATASETS
 from spcl.data.inspect import facts, main, ranges
 from spcl.data.labels import CLASS_NAMES, GTA5_IDS, TRAIN_ID_COLORS, lookup_table
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.data.sheet import TILE, choose_samples, contact_sheet, tinted
 
@@ -321,9 +322,9 @@ def test_conversions_of_old_are_not_taken_at_their_word(
     """They state the licence of the format, whatever the data."""
     root = trees.gta5_tree(tmp_path / "raw", 1, trees.SMALL)
     as_before = {"licence": DATASETS["gta5"].licence, "redistribution": "none"}
-    monkeypatch.setattr("spcl.data.convert._terms", lambda *_: as_before)
-    new = convert("gta5", root, tmp_path / "out", split="train", name=name)
+    monkeypatch.setattr("spcl.data.request._terms", lambda *_: as_before)
+    new = convert("gta5", root, tmp_path / "out", split="train", options=Options(name=name))
     assert _licence(tmp_path / "out") == terms
     monkeypatch.undo()
-    again = convert("gta5", root, tmp_path / "again", split="train", name=name)
+    again = convert("gta5", root, tmp_path / "again", split="train", options=Options(name=name))
     assert again["fingerprint"] == new["fingerprint"]

@@ -6,6 +6,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from spcl.data.datasets import DATASETS
 from spcl.data.datasets.custom import read_description
 from spcl.data.layouts import splits_there
 from spcl.data.listing import list_samples
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -281,9 +283,13 @@ def write_towns(root: Path, images: Callable[[str], str], labels: Callable[[str]
             trees.save(root / f"sem/{labels(town)}/{labels(name)}.png", raw)
 
 
-def converted(tmp_path: Path, name: str, yaml_file: Path, **options: object) -> ShardSet:
+def converted(tmp_path: Path, name: str, yaml_file: Path, **options: Any) -> ShardSet:
     report = convert(
-        read_description(yaml_file), tmp_path / "raw", tmp_path / name, split="train", **options
+        read_description(yaml_file),
+        tmp_path / "raw",
+        tmp_path / name,
+        split="train",
+        options=Options(**options),
     )
     assert report["checks"] == {}
     return ShardSet(tmp_path / name)
@@ -438,4 +444,10 @@ def test_list_in_utf_16_is_told_how_to_be_saved(tmp_path: Path) -> None:
     root = gta5(tmp_path / "raw")
     (tmp_path / "list.txt").write_bytes("00001.png\n".encode("utf-16"))
     with pytest.raises(DataError, match="cannot read the list .*; save it as UTF-8"):
-        convert("gta5", root, tmp_path / "out", split="train", only=tmp_path / "list.txt")
+        convert(
+            "gta5",
+            root,
+            tmp_path / "out",
+            split="train",
+            options=Options(only=tmp_path / "list.txt"),
+        )

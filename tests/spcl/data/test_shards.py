@@ -9,9 +9,9 @@ import pytest
 import trees
 
 from spcl import records
-from spcl.data import convert as convert_module
 from spcl.data import shards
 from spcl.data.convert import convert
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
 
@@ -26,7 +26,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One shard of two record batches."""
-    monkeypatch.setattr(convert_module, "MIN_SHARDS", 1)
+    monkeypatch.setattr("spcl.data.shard_task.MIN_SHARDS", 1)
     convert("gta5", raw, tmp_path / "gta5/train", split="train")
     return tmp_path / "gta5/train"
 
@@ -175,7 +175,7 @@ def test_empty_and_garbled_manifests_are_refused(folder: Path) -> None:
 
 def test_renamed_set_gives_a_command_with_its_name(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "streets/sim/train"
-    convert("gta5", raw, folder, split="train", name="streets/sim")
+    convert("gta5", raw, folder, split="train", options=Options(name="streets/sim"))
     (folder / "shard-00001.arrow").unlink()
     line = (
         f"--dataset gta5 --split train --root DIR --out {tmp_path} --name streets/sim --overwrite"
@@ -195,7 +195,7 @@ def test_labels_of_an_unlabelled_split_cannot_be_read(tmp_path: Path) -> None:
 
 def test_fingerprint_depends_on_data_and_not_on_shard_sizes(raw: Path, tmp_path: Path) -> None:
     one = convert("gta5", raw, tmp_path / "a", split="train")
-    many = convert("gta5", raw, tmp_path / "b", split="train", shard_bytes=4000)
+    many = convert("gta5", raw, tmp_path / "b", split="train", options=Options(shard_bytes=4000))
     other = trees.gta5_tree(tmp_path / "raw", SAMPLES, trees.SMALL, seed=1)
     changed = convert("gta5", other, tmp_path / "c", split="train")
     assert one["shards"] < many["shards"]

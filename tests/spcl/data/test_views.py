@@ -15,11 +15,13 @@ from PIL import Image, JpegImagePlugin
 
 from spcl import atomic
 from spcl.data import shards
-from spcl.data.convert import convert, verify
+from spcl.data.convert import convert
 from spcl.data.loader import StoredLabels, Stream
 from spcl.data.output import REPORT
+from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment
+from spcl.data.verify import verify
 from spcl.data.views import make_view, parse_codec, parse_view
 from spcl.errors import DataError
 
@@ -240,7 +242,7 @@ def test_a_parent_converted_anew_from_other_files_is_another_parent(tmp_path):
     convert("gta5", raw, tmp_path / "parent", split="train")
     view(tmp_path / "parent", tmp_path / "v")
     trees.set_pixel(raw / "labels/00002.png", 7)
-    convert("gta5", raw, tmp_path / "parent", split="train", overwrite=True)
+    convert("gta5", raw, tmp_path / "parent", split="train", options=Options(overwrite=True))
     with pytest.raises(DataError, match="other inputs .*parent_manifest_sha256"):
         view(tmp_path / "parent", tmp_path / "v")
 
