@@ -124,18 +124,10 @@ def largest_part(config: Config, stage: str, classes: int, limit: int) -> int:
     images = share(config, stage)
 
     def part(size: int) -> int:
-<<<<<<< HEAD
-        # As many as there are, or more, are no parts; a batch of them has been found too large.
-        smaller = in_parts(config, size)
-        if smaller is None or size >= images:
-            return limit + 1
-        return need(smaller, stage, classes, images)
-=======
         changed = in_parts(config, size)
         if changed is None or size >= images:  # all at once, which has been found too large
             return limit + 1
         return need(changed, stage, classes, images)
->>>>>>> helper-e
 
     return largest(part, limit)
 
