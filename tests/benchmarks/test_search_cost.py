@@ -91,7 +91,7 @@ def test_second_run_trains_nothing_and_finds_the_same(result, command, monkeypat
     def never(*_):
         raise AssertionError("a job ran twice")
 
-    monkeypatch.setattr(jobs, "attempt", never)
+    monkeypatch.setattr(jobs, "perform", never)
     assert search_cost.main(command) == 0
     again = json.loads(open(command[command.index("--out") + 1]).read())
     assert again["seeds"] == result["seeds"]
