@@ -37,8 +37,9 @@ class Sample(NamedTuple):
     @property
     def previous_key(self) -> str:
         """The key of the frame before this one."""
-        digits = re.search(r"\d+$", self.key)[0]
-        return f"{self.key[: -len(digits)]}{self.frame - 1:0{len(digits)}d}"
+        digits = re.search(r"\d+$", self.key)
+        assert digits and self.frame is not None, self.key  # of a sequence, by its pattern
+        return f"{self.key[: digits.start()]}{self.frame - 1:0{len(digits[0])}d}"
 
 
 class Listed(NamedTuple):
@@ -129,6 +130,7 @@ def _list_labels(
     dataset: Dataset, root: Path, split: Split, problems: list[Problem]
 ) -> tuple[LabelFiles, list[str], dict[str, Found], list[File]]:
     """The first kind of label files that is there: the kind, its folders, its files, all files."""
+    assert split.labels is not None, split
     seen: list[File] = []
     searched: list[str] = []
     for deeper in (False, True):
@@ -163,6 +165,7 @@ def _find_previous(
     dataset: Dataset, root: Path, split: Split, samples: list[Sample], stop: bool
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples with the frame before theirs, and what is said of those that have none."""
+    assert split.previous is not None, split
     files = list_files(root, find_folders(dataset, root, split.previous))
     frames = match_files(files, split.image or dataset.image, [])
     kept, lonely = [], []

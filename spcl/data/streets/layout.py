@@ -109,7 +109,7 @@ def _lay_ground(b: Builder, s: _Street, district: District) -> None:
             strip(TERRAIN, s.kerb(side), s.kerb(side) + side * width, b.colour("terrain"))
     strip(ROAD, s.left, s.right, road)
     for side in (-1, 1):
-        kerb = tuple(1.18 * c for c in walk)  # lighter stone
+        kerb = (1.18 * walk[0], 1.18 * walk[1], 1.18 * walk[2])  # lighter stone
         strip(SIDEWALK, s.kerb(side), s.kerb(side) + side * PLAN.kerb, kerb)
     if s.junction:
         b.ground.append(Ground(ROAD, -WIDE, WIDE, *s.junction, road))
@@ -118,7 +118,7 @@ def _lay_ground(b: Builder, s: _Street, district: District) -> None:
 
 def _mark_road(b: Builder, s: _Street, road: Colour) -> None:
     """A dashed line between lanes, and stripes before a junction: paint, so still road."""
-    paint = tuple(c + PLAN.paint for c in road)
+    paint = (road[0] + PLAN.paint, road[1] + PLAN.paint, road[2] + PLAN.paint)
     stripes = s.junction[0] - PLAN.stripe_length - PLAN.corner if s.junction else FAR
     phase = NEAR + b.uniform(0.0, PLAN.dash_every)
     half = PLAN.dash_width / 2
