@@ -21,7 +21,7 @@ from spcl.lease import LeaseLost
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.telemetry import LiveLine, Telemetry
-from spcl.trainer import Report, Surroundings
+from spcl.trainer import Context, Report
 
 Work = Callable[[Recipe], Any]
 
@@ -69,9 +69,9 @@ def on_rank(
     try:
         config = from_dict(piece.config)
         telemetry = Telemetry(run.folder if distributed.rank() == 0 else None, live)
-        around = Surroundings(choose_device(config.train, local_rank), telemetry, report)
+        context = Context(choose_device(config.train, local_rank), telemetry, report)
         data, storage = Path(piece.data), Path(piece.storage)
-        recipe = Recipe(config, data, run, around, storage=storage, continued=piece.continued)
+        recipe = Recipe(config, data, run, context, storage=storage, continued=piece.continued)
         return work(recipe)
     except Exception as error:
         if piece.is_failed_by(error):

@@ -41,7 +41,7 @@ from spcl.results.store import RunFolder, read_confusions, write_confusions
 from spcl.sections import Domain
 from spcl.settings import digest
 from spcl.stages import Stage, plan
-from spcl.trainer import Surroundings, fit
+from spcl.trainer import Context, fit
 
 PANEL_IMAGES = 6  # rows of the qualitative panel
 
@@ -58,14 +58,14 @@ class Recipe:
         config: Config,
         data: Path,
         run: RunFolder,
-        around: Surroundings,
+        context: Context,
         *,
         storage: Path | None = None,
         continued: bool = False,
     ):
         self.config, self.run = config, run
         self.shards = open_data(config, data)
-        self.around = dataclasses.replace(around, palette=self.shards["source"].palette)
+        self.context = dataclasses.replace(context, palette=self.shards["source"].palette)
         self.store = ArtefactStore(storage or run.folder.parent)
         self.continued = continued
         fingerprints = {role: shards.fingerprint for role, shards in self.shards.items()}
@@ -82,7 +82,7 @@ class Recipe:
     def make(self, stages: Sequence[Stage]) -> None:
         """Make those of the recipe's stages that are missing, and nothing else."""
         rank, ranks = distributed.rank(), distributed.world_size()
-        with heartbeat.beating(self.run.folder, self.around.telemetry, rank, ranks):
+        with heartbeat.beating(self.run.folder, self.context.telemetry, rank, ranks):
             self._make(stages)
 
     def _make(self, stages: Sequence[Stage]) -> None:
@@ -103,9 +103,9 @@ class Recipe:
         }
         for stage in stages:
             if self.store.has(stage):
-                self.around.telemetry.message(f"{stage.title}: done before, reused")
+                self.context.telemetry.message(f"{stage.title}: done before, reused")
                 continue
-            self.around.telemetry.message(f"{stage.title}: started")
+            self.context.telemetry.message(f"{stage.title}: started")
             # Only training leaves checkpoints: what a killed pass took is lost with its work.
             self.checkpoints = Checkpoints(self.run.folder / "checkpoints" / stage.progress)
             make = self._pass if stage.reader else makers[stage.kind]
@@ -124,14 +124,14 @@ class Recipe:
             states = [checkpoint.load(path, torch.device("cpu")) for path in paths]
             method.start_from({k: v for state in states for k, v in state.items()})
         checkpoints, steps = self.checkpoints, self._steps(stage)
-        fit(stage.method, method, steps, config.train, checkpoints, self.around, seed)
+        fit(stage.method, method, steps, config.train, checkpoints, self.context, seed)
         fill_unseen_statistics(method)
         self._store(stage, network_state(method))
         if distributed.rank() == 0 and not self.continued:
             checkpoints.clear()
 
     def _pass(self, stage: Stage) -> None:
-        segmentor, device = self._segmentor(stage), self.around.device
+        segmentor, device = self._segmentor(stage), self.context.device
         (look,) = (p for p in METHODS[stage.reader].passes if p.name == stage.kind)
         size = getattr(self.config, look.domain).size
         with self.store.write(stage, self.checkpoints.seconds) as folder:
@@ -141,13 +141,13 @@ class Recipe:
     def _statistics(self, stage: Stage) -> None:
         segmentor = self._segmentor(stage)
         size = self.config.target.size
-        passes.statistics_pass(segmentor, self.shards["target"], size, self.around.device)
+        passes.statistics_pass(segmentor, self.shards["target"], size, self.context.device)
         state = {f"segmentor.{k}": v for k, v in segmentor.cpu().state_dict().items()}
         self._store(stage, {"schema": checkpoint.SCHEMA, "method": state})
 
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
-        ids, matrices = evaluate(predict, shards, self.config.evaluation, self.around.device)
+        ids, matrices = evaluate(predict, shards, self.config.evaluation, self.context.device)
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
@@ -166,7 +166,7 @@ class Recipe:
     def _predict(self, trained: Stage) -> Predict:
         """Target images to logits, by the network that a stage has stored."""
         classes, folder = len(self._class_names), self.store.open(trained)
-        segmentor = load_segmentor(self.config, classes, folder).to(self.around.device).eval()
+        segmentor = load_segmentor(self.config, classes, folder).to(self.context.device).eval()
         return segmentor.predict
 
     @property
@@ -229,7 +229,7 @@ class Recipe:
         for index in panel_indices(shards):
             image = decode(shards.image(index))
             shape = decode_label(shards.label(index)).shape if shards.labelled else image.shape[1:]
-            settings, device = self.config.evaluation, self.around.device
+            settings, device = self.config.evaluation, self.context.device
             prediction = predict_labels(predict, image, tuple(shape), settings, device)
             samples[str(index)] = prediction.cpu().numpy()
         return samples

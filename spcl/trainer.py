@@ -39,7 +39,7 @@ class TrainingError(UserError):
 
 
 @dataclass
-class Surroundings:
+class Context:
     """Device, log and progress callback of a run; the same for all of its stages."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -54,7 +54,7 @@ def fit(
     data: Steps,
     train: Train,
     checkpoints: Checkpoints,
-    around: Surroundings,
+    context: Context,
     seed: int = 0,
 ) -> None:
     """Train `method` for its configured steps, from the newest checkpoint if there is one.
@@ -65,7 +65,7 @@ def fit(
     seed  of what a step draws: see `spcl.randomness`
     """
     stage: StageConfig = method.config
-    device = around.device
+    device = context.device
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     method.to(device).to(memory_format=layout).train()
     if train.compile:
@@ -78,7 +78,7 @@ def fit(
     running = runner(method, share, train, device.type)
     sections = {name: stage} | {n: extra.config for n, extra in method.extras().items()}
     by_rank = elastic.choices(sections, train.reduction)
-    start = _resume(name, method, optimizers, checkpoints, around, by_rank)
+    start = _resume(name, method, optimizers, checkpoints, context, by_rank)
     window = Window(device)
 
     for number, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
@@ -109,7 +109,7 @@ def fit(
         # finite thus ends all ranks, and before the checkpoint that would have kept it.
         if save or done % train.log_every == 0:
             losses, rate = window.read(data, name)
-            around.telemetry.write(
+            context.telemetry.write(
                 name,
                 done,
                 stage.steps,
@@ -117,16 +117,16 @@ def fit(
                 learning_rate=optimizers[0].param_groups[0]["lr"],
                 images_per_second=rate * data.batch,
                 eta_seconds=(stage.steps - done) / rate,
-                **_source_miou(method, batch, around),
+                **_source_miou(method, batch, context),
             )
         if done % train.panel_every == 0 and distributed.rank() == 0:
-            around.telemetry.panel(name, done, _panel(method, batch, around))
+            context.telemetry.panel(name, done, _panel(method, batch, context))
         if save:
             # Gathered from all ranks, written by one: Ray's restart and a new launch both find it.
             state = _state(method, optimizers, done, by_rank)
             if distributed.rank() == 0:
                 checkpoints.save(done, state)
-            around.report({"stage": name, "step": done})
+            context.report({"stage": name, "step": done})
     method.eval()
 
 
@@ -219,7 +219,7 @@ def _resume(
     method: Method,
     optimizers: list,
     checkpoints: Checkpoints,
-    around: Surroundings,
+    context: Context,
     by_rank: elastic.Choices,
 ) -> int:
     """Load the newest checkpoint into everything; returns the first step still to do.
@@ -231,7 +231,7 @@ def _resume(
     )[0]
     if path is None:
         return 0
-    state = checkpoint.load(path, around.device)
+    state = checkpoint.load(path, context.device)
     if by_rank and "workers" in state:  # older code's do not say
         elastic.expect(name, by_rank, state["workers"], distributed.world_size())
     method.load_state_dict(state["method"])
@@ -239,12 +239,12 @@ def _resume(
         method.load_state_dict(state["buffers"][distributed.rank()], strict=False)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    around.telemetry.message(f"{name}: resumed at step {state['step']}")
+    context.telemetry.message(f"{name}: resumed at step {state['step']}")
     return state["step"]
 
 
 @torch.no_grad()
-def _source_miou(method: Method, batch: Batch, around: Surroundings) -> dict[str, float]:
+def _source_miou(method: Method, batch: Batch, context: Context) -> dict[str, float]:
     """mIoU on this step's source images: a sign of life, not a result.  Rank 0's share only."""
     if "source" not in batch.streams or distributed.rank() != 0:
         return {}
@@ -256,9 +256,9 @@ def _source_miou(method: Method, batch: Batch, around: Surroundings) -> dict[str
 
 
 @torch.no_grad()
-def _panel(method: Method, batch: Batch, around: Surroundings) -> np.ndarray:
+def _panel(method: Method, batch: Batch, context: Context) -> np.ndarray:
     with evaluating(method):
-        return training_panel(method, batch, around.palette)
+        return training_panel(method, batch, context.palette)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from spcl.passes import run_pass
 from spcl.results.store import RunFolder
 from spcl.sections import Train
 from spcl.telemetry import Telemetry
-from spcl.trainer import Surroundings, fit
+from spcl.trainer import Context, fit
 
 CLASSES = 19
 HEIGHT, WIDTH = 32, 64
@@ -145,9 +145,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     telemetry = Telemetry(folder if distributed.rank() == 0 else None)
     telemetry._board = _NoBoard()
-    around = Surroundings(telemetry=telemetry)
+    context = Context(telemetry=telemetry)
     options = dataclasses.replace(TRAIN, **options)
-    fit(name, made, data or Stripes(), options, Checkpoints(folder / "checkpoints"), around)
+    fit(name, made, data or Stripes(), options, Checkpoints(folder / "checkpoints"), context)
     return list(RunFolder(folder).metrics())
 
 

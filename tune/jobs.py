@@ -180,7 +180,7 @@ def _at_rungs(job: Job, recipe: Recipe) -> dict[str, Any]:
             shorter,
             Path(job.data),
             recipe.run,
-            recipe.around,
+            recipe.context,
             storage=Path(job.storage),
             continued=True,
         )
@@ -229,7 +229,7 @@ def touched(stage: Stage, shared: Sequence[str]) -> bool:
 
 
 def _validators(job: Job, recipe: Recipe, scored: Stage) -> dict[str, Any]:
-    config, data, device = recipe.config, Path(job.data), recipe.around.device
+    config, data, device = recipe.config, Path(job.data), recipe.context.device
     classes = len(recipe.shards["source"].class_names)
     segmentor = load_segmentor(config, classes, recipe.store.open(scored)).to(device).eval()
     held = split_source(config, ShardSet(data / config.source.dataset / config.source.split))[1]

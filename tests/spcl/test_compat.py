@@ -195,7 +195,7 @@ def test_the_loop_reduces_as_asked(tmp_path, monkeypatch):
 def test_a_stage_reads_the_list_in_order(mini_data, tmp_path):
     settings = ["source.order=in_order", "target.order=in_order"]
     official = load("streets", "adversarial", None, [*MINI, *settings])
-    recipe = Recipe(official, mini_data, RunFolder(tmp_path / "a"), trainer.Surroundings())
+    recipe = Recipe(official, mini_data, RunFolder(tmp_path / "a"), trainer.Context())
     steps = recipe._steps(recipe.stages[0])
     for role in ("source", "target"):
         ids = recipe.shards[role].sample_ids

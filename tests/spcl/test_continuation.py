@@ -12,7 +12,7 @@ from spcl.errors import DataError
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.telemetry import Telemetry
-from spcl.trainer import Surroundings
+from spcl.trainer import Context
 
 
 def advance(data, storage, name: str, *settings: str) -> Recipe:
@@ -20,8 +20,8 @@ def advance(data, storage, name: str, *settings: str) -> Recipe:
     short = ["stages=[adversarial,spcl]", "evaluation.dataset=none", *settings]
     config = load("streets", "spcl", None, [*MINI, *short])
     run = RunFolder(storage / "jobs" / name)
-    around = Surroundings(telemetry=Telemetry(run.folder))
-    recipe = Recipe(config, data, run, around, storage=storage, continued=True)
+    context = Context(telemetry=Telemetry(run.folder))
+    recipe = Recipe(config, data, run, context, storage=storage, continued=True)
     recipe()
     return recipe
 

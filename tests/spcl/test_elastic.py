@@ -16,7 +16,7 @@ from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.run_config import open_run
 from spcl.train import main
-from spcl.trainer import Surroundings
+from spcl.trainer import Context
 
 #: In float64, so that only a wrong state or position would show, and no rounding.
 EXACT = {"model": "tiny", "double": True, "learning_rate": 2.5e-4}
@@ -57,7 +57,7 @@ def test_a_stage_of_another_number_is_refused_before_anything_is_trained(
     switch, mini_data, tmp_path
 ):
     run = RunFolder(tmp_path / "r")
-    recipe = Recipe(of_workers(2, switch), mini_data, run, Surroundings())
+    recipe = Recipe(of_workers(2, switch), mini_data, run, Context())
     stage = "spcl" if "spcl" in switch else "adversarial"
     with pytest.raises(ConfigError) as told:
         recipe()

@@ -36,7 +36,7 @@ from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
 from spcl.settings import setting
 from spcl.telemetry import Telemetry
-from spcl.trainer import Surroundings
+from spcl.trainer import Context
 
 
 class Styled(Method):
@@ -163,8 +163,8 @@ def configured(name: str, *more: str) -> Config:
 
 def steps_of(config: Config, data: Path, folder: Path) -> Steps:
     """The streams of a recipe's first stage, as the recipe makes them; motion is in memory."""
-    around = Surroundings(telemetry=Telemetry(None))
-    recipe = Recipe(config, data, RunFolder(folder), around)
+    context = Context(telemetry=Telemetry(None))
+    recipe = Recipe(config, data, RunFolder(folder), context)
     return recipe._steps(recipe.stages[0])
 
 

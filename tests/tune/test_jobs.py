@@ -21,7 +21,7 @@ from spcl.errors import ConfigError
 from spcl.networks import load_segmentor
 from spcl.recipe import Recipe
 from spcl.results.store import RunFolder
-from spcl.trainer import Surroundings
+from spcl.trainer import Context
 from spcl.validation import validate
 from tune import jobs
 from tune.driver import Driver
@@ -92,7 +92,7 @@ def ordinary(asked, method, *settings):
     held = f"source.holdout={asked.config.source.holdout}"
     config = load("streets", method, None, [*MINI, held, "evaluation.dataset=none", *settings])
     storage = asked.storage / "elsewhere"
-    recipe = Recipe(config, asked.data, RunFolder(storage / method), Surroundings())
+    recipe = Recipe(config, asked.data, RunFolder(storage / method), Context())
     recipe()
     (stage,) = recipe.stages
     return stage.folder, recipe.store.open(stage)
