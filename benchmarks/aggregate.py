@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from spcl import atomic
+from spcl.boards.aggregate import read_runs
+from spcl.boards.published import published_results
+from spcl.boards.ranking import make_boards
 from spcl.data.labels import CLASS_NAMES, NUM_CLASSES
-from spcl.protocols import score
-from spcl.results.aggregate import read_runs
-from spcl.results.published import published_results
-from spcl.results.ranking import make_boards
-from spcl.results.store import RunFolder, write_confusions
+from spcl.scoring.protocols import score
+from spcl.store import atomic
+from spcl.store.run_folder import RunFolder, write_confusions
 
 RESULT = Path(__file__).parent / "results" / "aggregate.json"
 RUNS, IMAGES = 1000, 500

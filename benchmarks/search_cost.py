@@ -16,8 +16,8 @@ list does not depend on results.  So each record of (a) is the record that the s
 have written, and the cost of (b) is the sum over exactly the jobs that its driver asks for.
 Device-seconds of (a) include the validation at its lower rungs, which a whole run could leave out.
 
-The oracle is `python -m tune.audit`, after all jobs, in a process of its own.  A killed benchmark
-continues where it stopped.  Writes benchmarks/results/search_cost.json.
+The oracle is `python -m tune.searching.audit`, after all jobs, in a process of its own.  A killed
+benchmark continues where it stopped.  Writes benchmarks/results/search_cost.json.
 """
 
 import argparse
@@ -40,20 +40,21 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from spcl import atomic, cli
-from spcl.config import Config, load
-from spcl.data.catalog import data_root, prepare_streets
+from spcl import cli
+from spcl.boards.tables import with_spread
+from spcl.configuration.config import Config, load
+from spcl.engine.inputs import data_root, prepare_streets
+from spcl.engine.provenance import code_version, commit
 from spcl.errors import UserError
-from spcl.provenance import code_version, commit
-from spcl.results.tables import with_spread
 from spcl.settings import digest
-from tune import jobs
-from tune.driver import Driver, forget_failed_reference
-from tune.experiment import REFERENCE, Experiment
-from tune.request import Search, with_holdout
-from tune.rungs import ladder
-from tune.space import load_space
-from tune.study import propose
+from spcl.store import atomic
+from tune.searching import jobs
+from tune.searching.driver import Driver, forget_failed_reference
+from tune.searching.experiment import REFERENCE, Experiment
+from tune.searching.request import Search, with_holdout
+from tune.searching.rungs import ladder
+from tune.searching.space import load_space
+from tune.searching.study import propose
 
 SCHEMA = 2  # 1 also pooled networks of different rungs, under the name "all"
 RESULT = Path(__file__).parent / "results" / "search_cost.json"
@@ -171,7 +172,7 @@ def replay(whole: Search) -> tuple[list[Job], dict[str, Any] | None]:
 
 def audit(search: Search) -> tuple[dict[Job, float], dict[str, Any]]:
     """Oracle mIoU of every job, and the audit's summary."""
-    command = [sys.executable, "-m", "tune.audit", str(search.folder)]
+    command = [sys.executable, "-m", "tune.searching.audit", str(search.folder)]
     if subprocess.run(command, cwd=cli.REPOSITORY).returncode:
         raise UserError(f"the audit of {search.folder} failed; the same command tries again")
     rows = pq.read_table(search.folder / "audit.parquet").to_pylist()

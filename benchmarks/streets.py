@@ -19,7 +19,7 @@ from spcl import cli
 from spcl.train import main as train
 
 if TYPE_CHECKING:
-    from spcl.results.store import RunFolder
+    from spcl.store.run_folder import RunFolder
 
 #: run -> (method, settings)
 RUNS = {
@@ -64,7 +64,7 @@ COMPARED = (
 
 def run(name: str, seed: int, arguments: argparse.Namespace) -> RunFolder:
     """The finished run of a seed."""
-    from spcl.results.store import RunFolder
+    from spcl.store.run_folder import RunFolder
 
     method, settings = RUNS[name]
     storage = cli.storage_root(arguments.storage)
@@ -91,7 +91,7 @@ def main() -> None:
     usual = [row for row in ROWS if row != "adversarial"]
     parser.add_argument("--rows", nargs="*", default=usual, choices=list(ROWS))
     arguments = parser.parse_args()
-    from spcl.results.tables import with_spread
+    from spcl.boards.tables import with_spread
 
     if arguments.data:
         arguments.data = str(Path(arguments.data).resolve())

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spcl import sockets
-from spcl.atomic import refusal
-from spcl.commit import note_unknown
+from spcl.engine.commit import note_unknown
 from spcl.errors import UserError
+from spcl.store import sockets
+from spcl.store.atomic import refusal
 
 REACH_SECONDS = 5.0
 ROOM = 2**19  # bytes that Ray's own files take at least, from 1 MiB on they fit

@@ -22,12 +22,12 @@ from spcl import cli
 from spcl.errors import UserError
 
 if TYPE_CHECKING:
-    from spcl.config import Config
-    from spcl.sections import Evaluation
+    from spcl.configuration.config import Config
+    from spcl.configuration.sections import Evaluation
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from spcl.protocols import PROTOCOLS
+    from spcl.scoring.protocols import PROTOCOLS
 
     parser = cli.Parser(
         prog="ray_jobs/evaluate.py",
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluation_settings(arguments: argparse.Namespace, own: Evaluation) -> Evaluation:
     """The run's own evaluation with what the command line says otherwise.  ConfigError."""
-    from spcl.sections import Evaluation
+    from spcl.configuration.sections import Evaluation
     from spcl.settings import build
 
     given: dict[str, Any] = {
@@ -118,7 +118,7 @@ def find_run(arguments: argparse.Namespace) -> Path:
 
 def check(arguments: argparse.Namespace, folder: Path) -> None:
     """ConfigError where a name is unknown; told without torch."""
-    from spcl.protocols import PROTOCOLS
+    from spcl.scoring.protocols import PROTOCOLS
     from spcl.settings import choose, read_yaml
 
     if arguments.protocol is not None:
@@ -134,11 +134,11 @@ def run(argv: Sequence[str] | None) -> int:
     cluster.check_job_paths(arguments, f"ray_jobs/evaluate.py {arguments.run}")
     folder = find_run(arguments)
     check(arguments, folder)
-    from spcl import reports  # imports torch
-    from spcl.chosen_by import stored
-    from spcl.data.catalog import data_root
-    from spcl.reports import FinishedRun, Job, make_report
-    from spcl.results.tables import ccd_table, run_table
+    from spcl.boards.tables import ccd_table, run_table
+    from spcl.configuration.chosen_by import stored
+    from spcl.engine import rescore
+    from spcl.engine.inputs import data_root
+    from spcl.engine.rescore import FinishedRun, Job, make_report
 
     finished = FinishedRun(folder)
     config, stage = finished.config, arguments.stage or finished.config.stages[-1]
@@ -155,7 +155,7 @@ def run(argv: Sequence[str] | None) -> int:
         server=arguments.export_server,
         analysis=arguments.analysis,
     )
-    reports.check(job)
+    rescore.check(job)
     device, map_shares = _workers(arguments, config)
     job = dataclasses.replace(job, device=device)
     try:

@@ -158,7 +158,7 @@ def run(argv: Sequence[str] | None) -> int:
     from spcl.data.manifest import MANIFEST
     from spcl.data.verify import verify
     from spcl.data.views import parse_view
-    from spcl.records import CHECKSUM
+    from spcl.store.records import CHECKSUM
 
     if arguments.verify:
         manifest = verify(arguments.verify)

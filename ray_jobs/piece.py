@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from ray_jobs.group import stopped, worker_group
-from spcl import atomic
-from spcl.config import from_dict
+from spcl.configuration.config import from_dict
+from spcl.configuration.sections import Train
+from spcl.engine.piece import Piece, Work, on_rank
 from spcl.errors import StorageError, UserError, reason
-from spcl.lease import EXPIRES, Lease, check
-from spcl.piece import Piece, Work, on_rank
-from spcl.sections import Train
+from spcl.store import atomic
+from spcl.store.lease import EXPIRES, Lease, check
 
 LEASE_POLL = 0.5  # seconds
 

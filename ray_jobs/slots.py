@@ -4,8 +4,8 @@ import signal
 
 from ray_jobs import cluster
 from spcl import cli
+from spcl.configuration.sections import Train
 from spcl.errors import UserError
-from spcl.sections import Train
 
 
 def connect(address: str | None) -> None:

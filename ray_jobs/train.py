@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 from ray_jobs import cluster
 from ray_jobs.group import stopped, worker_group
 from spcl import cli
-from spcl.atomic import refusal
 from spcl.errors import UserError
-from spcl.lease import Lease, check
+from spcl.store.atomic import refusal
+from spcl.store.lease import Lease, check
 
 if TYPE_CHECKING:
     from ray.train import Result
     from ray.train.torch import TorchTrainer
 
     from spcl.launch import Request
-    from spcl.results.store import RunFolder
+    from spcl.store.run_folder import RunFolder
 
 EXAMPLE = """examples:
   python ray_jobs/train.py                                   the SPCL recipe on streets
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--placement", choices=("PACK", "SPREAD"), default="PACK", help="workers over nodes"
     )
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
-    from spcl import early
+    from spcl.configuration import early
 
     if arguments.list:
         print(early.list_known())
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.Namespace) -> None:
     """One run on the cluster; returns when DONE.json stands, else raises UserError."""
-    from spcl.heartbeat import Watch
+    from spcl.store.heartbeat import Watch
 
     cluster.connect(arguments.address)
     train = request.config.train
@@ -107,7 +107,7 @@ def _train(request: Request, run: RunFolder, lease: Lease, arguments: argparse.N
     request.open()  # only now: a start that is refused uses up no name
     from ray_jobs.piece import pack
     from ray_jobs.worker import group_worker  # imports ray
-    from spcl.recipe import Recipe
+    from spcl.engine.recipe import Recipe
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"  # of this launch
     # Ray's own record of a launch is disposable: a restarted worker and a new launch both continue
@@ -190,7 +190,7 @@ class _Progress(threading.Thread):
     """Follows metrics.jsonl, which rank 0 writes, and draws the live line."""
 
     def __init__(self, run: RunFolder):
-        from spcl.telemetry import LiveLine
+        from spcl.store.telemetry import LiveLine
 
         super().__init__(daemon=True)
         self.path = run.folder / "metrics.jsonl"
@@ -209,7 +209,7 @@ class _Progress(threading.Thread):
 
     def tell(self, text: str) -> None:
         """Of a wait; a line of its own."""
-        from spcl.heartbeat import to_stderr
+        from spcl.store.heartbeat import to_stderr
 
         self.live.end()
         to_stderr(text)

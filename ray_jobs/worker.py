@@ -16,11 +16,12 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 
 from ray_jobs.group import stop, stopped
-from spcl import atomic, distributed
+from spcl import distributed
+from spcl.engine.piece import Piece, Work, on_rank
 from spcl.errors import UserError
-from spcl.lease import LeaseLost, check, under
-from spcl.piece import Piece, Work, on_rank
-from spcl.results.store import RunFolder
+from spcl.store import atomic
+from spcl.store.lease import LeaseLost, check, under
+from spcl.store.run_folder import RunFolder
 
 
 def group_worker(values: dict[str, Any]) -> str | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from spcl.atomic import refusal
 from spcl.errors import ConfigError, UserError
+from spcl.store.atomic import refusal
 
 INTERRUPTED = "interrupted; the same command continues where it stopped"
 STDERR = 2  # its file descriptor

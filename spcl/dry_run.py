@@ -1,11 +1,11 @@
 """What a command would do: stages, keys, what is stored already, steps, memory."""
 
-from spcl.artefacts import ArtefactStore
-from spcl.data.catalog import expect_data, missing_data
-from spcl.data.planned import NOT_CONVERTED, Planned, count_classes, last_lines
-from spcl.footprint import memory
+from spcl.engine.artefacts import ArtefactStore
+from spcl.engine.footprint import memory
+from spcl.engine.inputs import expect_data, missing_data
+from spcl.engine.planned import NOT_CONVERTED, Planned, count_classes, last_lines
+from spcl.engine.stages import Stage, plan
 from spcl.launch import Request
-from spcl.stages import Stage, plan
 
 MIB = 2**20
 

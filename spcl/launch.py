@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spcl import cli, distributed
-from spcl.chosen_by import carry, stored
-from spcl.commit import commit
-from spcl.config import Config, load, result_settings
-from spcl.data.catalog import (
+from spcl.boards.tables import run_table, seeds_table
+from spcl.configuration.chosen_by import carry, stored
+from spcl.configuration.config import Config, load, result_settings
+from spcl.configuration.early import check_name
+from spcl.configuration.layers import parse_overrides
+from spcl.engine.commit import commit
+from spcl.engine.inputs import (
     check_streets,
     data_root,
     expect_data,
@@ -18,16 +21,13 @@ from spcl.data.catalog import (
     open_data,
     prepare_streets,
 )
-from spcl.data.planned import refuse
-from spcl.early import check_name
+from spcl.engine.piece import Piece
+from spcl.engine.planned import refuse
+from spcl.engine.run_config import find_run, open_run
 from spcl.errors import ConfigError
-from spcl.layers import parse_overrides
 from spcl.models.weights import check_weights
-from spcl.piece import Piece
-from spcl.results.store import RunFolder
-from spcl.results.tables import run_table, seeds_table
-from spcl.run_config import find_run, open_run
 from spcl.settings import digest
+from spcl.store.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

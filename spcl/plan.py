@@ -15,8 +15,8 @@ from spcl import cli
 from spcl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from spcl.config import Config
-    from spcl.footprint import Footprint
+    from spcl.configuration.config import Config
+    from spcl.engine.footprint import Footprint
 
 MIB, GIB = 2**20, 2**30
 # Ours: the CUDA context, the workspaces of cuDNN and cuBLAS and what the allocator can't use.
@@ -43,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")
     arguments = parser.parse_intermixed_args(argv)
     gpus = parse_sizes(arguments.gpu)
-    from spcl import table
+    from spcl.configuration import table
 
     given = (arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     table.check(*given)  # a typing error is answered before torch is loaded
-    from spcl.config import load
-    from spcl.data.catalog import data_root, expect_data
+    from spcl.configuration.config import load
     from spcl.data.labels import NUM_CLASSES
-    from spcl.data.planned import count_classes
+    from spcl.engine.inputs import data_root, expect_data
+    from spcl.engine.planned import count_classes
     from spcl.launch import check_batches
 
     config = load(*given)
@@ -75,8 +75,8 @@ def parse_sizes(text: str) -> dict[str, int]:
 
 def describe(config: Config, classes: int, gpus: dict[str, int]) -> str:
     """A row per stage in MiB; then, for each GPU, whether all fit and how many images would."""
-    from spcl.footprint import without_training
-    from spcl.stages import plan
+    from spcl.engine.footprint import without_training
+    from spcl.engine.stages import plan
 
     workers = config.train.workers
     stages = plan(config, {"source": None, "target": None, "evaluation": None})
@@ -153,7 +153,7 @@ def need(config: Config, stage: str, classes: int, images: int) -> int:
 
 
 def footprint(config: Config, stage: str, images: int, classes: int) -> Footprint:
-    from spcl.footprint import training
+    from spcl.engine.footprint import training
 
     return training(config, stage, images, classes, workers=config.train.workers)
 

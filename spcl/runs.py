@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from spcl import cli
 from spcl.errors import DataError, UserError
-from spcl.lease import Lease
+from spcl.store.lease import Lease
 
 if TYPE_CHECKING:
-    from spcl.garbage import Garbage
-    from spcl.results.store import RunFolder
+    from spcl.store.garbage import Garbage
+    from spcl.store.run_folder import RunFolder
 
 EXAMPLE = """examples:
   python -m spcl.runs ls
@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def find(storage: Path, name: str) -> RunFolder:
-    from spcl.results.store import runs
     from spcl.settings import choose
+    from spcl.store.run_folder import runs
 
     found = {run.name: run for run in runs(storage)}
     if not found:
@@ -80,8 +80,8 @@ def state(run: RunFolder) -> str:
 
 def list_runs(storage: Path) -> str:
     """A line for each run, and a note for each whose record is damaged."""
-    from spcl.protocols import headline
-    from spcl.results.store import DONE, RunFolder, runs
+    from spcl.scoring.protocols import headline
+    from spcl.store.run_folder import DONE, RunFolder, runs
 
     lines, notes = [f"{'run':<40}{'state':<12}{'mIoU':>7}{'disk':>10}"], []
     for run in runs(storage):
@@ -104,7 +104,7 @@ def list_runs(storage: Path) -> str:
 
 
 def show(run: RunFolder) -> str:
-    from spcl.results.store import DONE
+    from spcl.store.run_folder import DONE
 
     try:
         return _show(run)
@@ -116,8 +116,8 @@ def show(run: RunFolder) -> str:
 
 
 def _show(run: RunFolder) -> str:
-    from spcl.chosen_by import stored
-    from spcl.results.tables import run_table
+    from spcl.boards.tables import run_table
+    from spcl.configuration.chosen_by import stored
 
     lines = [f"{run.name}: {state(run)}, {run.folder}"]
     manifest = run.manifest
@@ -143,7 +143,7 @@ def _show(run: RunFolder) -> str:
 
 def collect(storage: Path, yes: bool) -> None:
     """Show what nothing refers to; remove it if `yes`, or if the terminal's user says so."""
-    from spcl.garbage import find_garbage, remove
+    from spcl.store.garbage import find_garbage, remove
 
     garbage = find_garbage(storage)
     for reason in garbage.because:

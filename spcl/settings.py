@@ -1,8 +1,8 @@
 """Typed, strict settings: frozen dataclasses built from nested mappings.
 
-This file knows nothing of segmentation; `spcl.config` says which settings exist.  A setting states
-where its default comes from and whether it is *scientific* (it can change a result, so it enters a
-stage's key) or *operational* (workers, intervals: it can't).
+This file knows nothing of segmentation; `spcl.configuration` says which settings exist.  A setting
+states where its default comes from and whether it is *scientific* (it can change a result, so it
+enters a stage's key) or *operational* (workers, intervals: it can't).
 """
 
 import dataclasses

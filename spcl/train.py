@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere
-    from spcl import early
+    from spcl.configuration import early
 
     if arguments.list:
         print(early.list_known())
@@ -60,7 +60,7 @@ def _join_group(arguments: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from spcl.config import load
+    from spcl.configuration.config import load
 
     # `run` reads the settings once more: a group must know before it exists how long to wait.
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
@@ -70,8 +70,8 @@ def _join_group(arguments: argparse.Namespace) -> None:
 
 def _check_file(arguments: argparse.Namespace, workers: int) -> None:
     """ConfigError where a --config file is of another number of workers, and that matters."""
-    from spcl import elastic
-    from spcl.config import load
+    from spcl.configuration import elastic
+    from spcl.configuration.config import load
     from spcl.settings import flatten, read_yaml
 
     if "train.workers" not in flatten(read_yaml(arguments.config)):
@@ -84,12 +84,12 @@ def _check_file(arguments: argparse.Namespace, workers: int) -> None:
 def run(arguments: argparse.Namespace, local_rank: int = 0) -> int:
     """What a command line asks for, in this process and its process group, if there is one."""
     from spcl import distributed, launch
-    from spcl.devices import choose_device
-    from spcl.lease import Lease, under
-    from spcl.piece import on_rank
-    from spcl.recipe import Recipe
-    from spcl.results.store import RunFolder
-    from spcl.telemetry import LiveLine
+    from spcl.engine.devices import choose_device
+    from spcl.engine.piece import on_rank
+    from spcl.engine.recipe import Recipe
+    from spcl.store.lease import Lease, under
+    from spcl.store.run_folder import RunFolder
+    from spcl.store.telemetry import LiveLine
 
     first, workers = distributed.rank() == 0, distributed.world_size()
     for given in arguments.settings:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from spcl.results.ranking import Board
-from spcl.results.rows import Row
+from spcl.boards.ranking import Board
+from spcl.boards.rows import Row
 
 NASTY = "<script>document.title='broken'</script>\"'&|`*[x](javascript:alert(1))"
 

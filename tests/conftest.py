@@ -34,8 +34,8 @@ MINI = (
 @pytest.fixture(scope="session")
 def mini_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data folder of MINI: `streets`, rendered and converted once."""
-    from spcl.config import load
-    from spcl.data.catalog import prepare_streets
+    from spcl.configuration.config import load
+    from spcl.engine.inputs import prepare_streets
 
     root = tmp_path_factory.mktemp("data")
     config = load("streets", "spcl", None, [*MINI, "model.target_statistics=estimated"])

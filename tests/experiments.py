@@ -8,10 +8,10 @@ import torch
 import yaml
 from conftest import MINI
 
-from spcl import atomic
-from spcl.artefacts import MANIFEST
-from spcl.config import load
+from spcl.configuration.config import load
+from spcl.engine.artefacts import MANIFEST
 from spcl.models.segmentor import build_segmentor
+from spcl.store import atomic
 
 RUNGS = ("spcl 1/4", "spcl 1/2", "spcl")
 REFERENCE_ARTEFACT = "adversarial-reference"

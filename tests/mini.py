@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from conftest import MINI
 
-from spcl.results.store import RunFolder, read_confusions
+from spcl.store.run_folder import RunFolder, read_confusions
 
 ADAPTATION_STEPS = 60  # enough for a test to see the stage under way and stop it there
 RECIPE = (

@@ -8,13 +8,13 @@ from typing import Any
 
 from conftest import MINI
 
-from spcl import atomic
-from spcl.config import load
-from tune.driver import Driver
-from tune.jobs import Job
-from tune.request import Search, with_holdout
-from tune.rungs import ladder
-from tune.space import build_space, load_space
+from spcl.configuration.config import load
+from spcl.store import atomic
+from tune.searching.driver import Driver
+from tune.searching.jobs import Job
+from tune.searching.request import Search, with_holdout
+from tune.searching.rungs import ladder
+from tune.searching.space import build_space, load_space
 
 #: Of a recipe of one stage.
 WEIGHT = {"adversarial.weight": {"low": 1e-4, "high": 1e-2, "log": True}}

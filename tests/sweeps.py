@@ -5,8 +5,8 @@ from pathlib import Path
 import yaml
 from conftest import MINI
 
-from spcl.layers import CONFIGS
-from tune.sweep_grid import Sweep, resolve
+from spcl.configuration.layers import CONFIGS
+from tune.sweeping.grid import Sweep, resolve
 
 COMPONENTS = CONFIGS / "sweeps/components.yaml"
 TWO_ROWS = {

@@ -30,35 +30,95 @@ def within(folder: str, *forbidden: str) -> list[tuple[str, str]]:
     ]
 
 
+#: spcl from the ground up: a module imports from its own room and from lower ones.
+ROOMS: tuple[str | set[str], ...] = (
+    {"errors", "precision", "randomness", "distributed", "settings"},
+    "store",
+    {"cli"},
+    "data",
+    "losses",
+    "models",
+    "memory",
+    "scoring",
+    "methods",
+    "extras",
+    "configuration",
+    "inference",
+    "engine",
+    "boards",
+    {"launch"},
+    {"plan", "dry_run", "train", "runs"},
+)
+
+
+def floor(module: str) -> int:
+    """Number of the room that a module of spcl is in."""
+    name = module.split(".")[1]
+    (found,) = (n for n, room in enumerate(ROOMS) if name == room or name in room)
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Our modules, each with those that it imports."""
+    names = {}
+    for top in OURS:
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names[".".join(p for p in parts if p != "__init__")] = path
+    return {name: (imports(path) & names.keys()) - {name} for name, path in names.items()}
+
+
+def test_rooms_import_from_lower_rooms_alone():
+    modules = {m: found for m, found in graph().items() if m.startswith("spcl.")}
+    up = {
+        (module, other)
+        for module, found in modules.items()
+        for other in found
+        if other.startswith("spcl.") and floor(other) > floor(module)
+    }
+    assert up == set()
+    assert {floor(module) for module in modules} == set(range(len(ROOMS)))
+
+
+def test_no_imports_go_round_in_a_circle():
+    """Packages apart, whose __init__ lists what is in them."""
+    waiting = {
+        name: {other for other in found if not name.startswith(f"{other}.")}
+        for name, found in graph().items()
+    }
+    while done := {name for name, found in waiting.items() if not found & waiting.keys()}:
+        waiting = {name: found for name, found in waiting.items() if name not in done}
+    assert sorted(waiting) == []
+
+
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
         ("spcl", ["ray", "ray_jobs", "tune"]),
         ("ray_jobs", ["tune"]),
-        ("spcl/losses", ["spcl.methods", "spcl.memory", "spcl.models", "spcl.config"]),
-        ("spcl/memory", ["spcl.methods", "spcl.models", "spcl.config"]),
-        ("spcl/models", ["spcl.methods", "spcl.config", "spcl.data.loader"]),
-        ("spcl/methods", ["spcl.trainer", "spcl.recipe", "spcl.data.loader", "spcl.data.shards"]),
-        ("spcl/data/datasets", ["torch", "spcl.methods"]),
-        ("spcl/results", ["torch", "spcl.methods", "spcl.trainer", "spcl.models"]),
+        ("spcl/data", ["spcl.engine", "spcl.methods", "spcl.scoring"]),
+        ("spcl/losses", ["spcl.data.loader", "spcl.data.shards"]),
+        ("spcl/memory", ["spcl.models"]),
+        ("spcl/models", ["spcl.data.loader"]),
+        ("spcl/methods", ["spcl.data.loader", "spcl.data.shards"]),
+        ("spcl/data/datasets", ["torch"]),
+        ("spcl/boards", ["torch", "spcl.methods", "spcl.engine", "spcl.models"]),
+        ("spcl/scoring", ["torch"]),
+        # What searches and sweeps share is in ray_jobs or spcl; the leaderboard knows neither.
+        ("tune/searching", ["tune.sweep", "tune.sweeping", "tune.search"]),
+        ("tune/sweeping", ["tune.search", "tune.searching", "tune.sweep"]),
     ],
 )
 def test_no_arrow_points_back(folder, forbidden):
+    assert (ROOT / folder).is_dir()
     assert within(folder, *forbidden) == []
 
 
-def test_searches_and_sweeps_do_not_import_each_other():
-    """What both share is in ray_jobs or spcl; the leaderboard knows neither."""
-    kinds: dict[str, set[str]] = {"sweep": set(), "search": set(), "leaderboard": set()}
-
-    def kind(module: str) -> str:
-        name = module.split(".")[1]
-        return "sweep" if name.startswith("sweep") else name if name in kinds else "search"
-
-    for path in (ROOT / "tune").glob("[a-z]*.py"):
-        found = {n for n in imports(path) if n.startswith("tune.")}
-        kinds[kind(f"tune.{path.stem}")] |= {kind(name) for name in found}
-    assert kinds == {"sweep": {"sweep"}, "search": {"search"}, "leaderboard": set()}
+def test_each_command_of_tune_has_its_own_rooms():
+    rooms = {"search": "tune.searching", "sweep": "tune.sweeping", "leaderboard": None}
+    for name, room in rooms.items():
+        found = {n for n in imports(ROOT / "tune" / f"{name}.py") if n.startswith("tune.")}
+        assert {".".join(n.split(".")[:2]) for n in found} <= {room}
 
 
 SHARED = {"base", "stage", "optimization", "passes", "parts"}  # what is of no single method
@@ -114,7 +174,7 @@ ENTRIES = [
     if '__name__ == "__main__"' in path.read_text()
 ] + ["benchmarks/streets.py"]  # the others measure what they import
 #: What else than the standard library may be loaded before `main` answers.
-LOADED = {"spcl/table.py": {"yaml"}}  # a library first
+LOADED = {"spcl/configuration/table.py": {"yaml"}}  # a library first
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -125,8 +185,8 @@ def test_entry_points_import_the_rest_within_main(entry):
 
 def test_there_are_entry_points_and_the_walk_sees_what_they_load():
     assert len(ENTRIES) > 12 and "tune/search.py" in ENTRIES
-    assert {"torch", "torchvision", "yaml"} <= loaded_first(ROOT / "spcl/recipe.py")
-    assert loaded_first(ROOT / "tune/study.py") >= {"optuna", "scipy"}
+    assert {"torch", "torchvision", "yaml"} <= loaded_first(ROOT / "spcl/engine/recipe.py")
+    assert loaded_first(ROOT / "tune/searching/study.py") >= {"optuna", "scipy"}
 
 
 def test_no_script_is_named_like_a_module_it_would_shadow():
@@ -167,7 +227,7 @@ WRITERS = {"write_text", "write_bytes", "mkdir", "makedirs", "touch", "SummaryWr
 WRITERS |= {"save", "savez", "savez_compressed", "new_file", "symlink_to", "truncate", "mkstemp"}
 OF = {"shutil": {"copy", "copy2", "copyfile", "copytree", "move"}, "pq": {"write_table"}}
 OPENERS = {"open", "fdopen"}
-GUARDS = {"writing", "opened"}  # of spcl.atomic
+GUARDS = {"writing", "opened"}  # of spcl.store.atomic
 IN_MEMORY = {"file", "buffer", "sink"}  # names of what `opened` gives, and of buffers
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,25 @@ import torch
 from torch import nn
 
 from spcl import distributed
-from spcl.checkpoint import Checkpoints
+from spcl.configuration.sections import Train
 from spcl.data.batch import Batch, Images
 from spcl.data.loader import Steps
 from spcl.data.sampling import positions
 from spcl.data.shards import ShardSet
+from spcl.engine.trainer import Context, fit
+from spcl.extras.base import Extra, ExtraConfig
+from spcl.inference.passes import run_pass
+from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
-from spcl.methods.base import Method
+from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.passes import StatePass
+from spcl.methods.stage import StageConfig
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import Segmentor, build_segmentor
-from spcl.passes import run_pass
-from spcl.results.store import RunFolder
-from spcl.sections import Train
-from spcl.telemetry import Telemetry
-from spcl.trainer import Context, fit
+from spcl.settings import setting
+from spcl.store.checkpoint import Checkpoints
+from spcl.store.run_folder import RunFolder
+from spcl.store.telemetry import Telemetry
 
 CLASSES = 19
 HEIGHT, WIDTH = 32, 64
@@ -191,3 +196,71 @@ def _doubled(batch: Batch, step: int) -> Batch:
     for domain in ("source", "target"):
         batch = changed(batch, domain, image=batch[domain].image.double())
     return batch
+
+
+# A toy extra, and a toy method that draws in every way there is.
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuietConfig(ExtraConfig):
+    weight: float = setting(0.1, "ours: a toy", low=0.0)
+
+
+class Quiet(Extra):
+    """A toy: features of all that was seen should be small, as a head of its own sees them."""
+
+    Config = QuietConfig
+
+    def __init__(self, segmentor, config):
+        super().__init__(segmentor, config)
+        self.head = torch.nn.Conv2d(segmentor.feature_dimension, 1, 1)
+
+    def forward(self, method, batch, seen, step):
+        terms = {}
+        for name, one in seen.items():
+            keep = step.uniform("quiet", one.images.position, one.output.features.shape[-2:]) < 0.5
+            values = self.head(one.output.features)[:, 0].square() * keep
+            terms[name] = Term(values.sum(), keep.sum(), self.config.weight)
+        return terms
+
+
+def with_quiet(name: str, **options) -> Method:
+    made = method(name, **options)
+    torch.manual_seed(5)
+    made.attach("quiet", Quiet(made.segmentor, QuietConfig()))
+    return made
+
+
+class Dropping(ThreeConvolutions):
+    """A foreign network: its random layers draw from torch's global generator."""
+
+    def __init__(self, norm: str):
+        super().__init__(norm)
+        self.dropout, self.channels = nn.Dropout(0.3), nn.Dropout2d(0.3)
+
+    def forward(self, image):
+        return self.dropout(self.channels(super().forward(image)))
+
+
+class Drawing(Method):
+    """A toy: dropout in the network, source pixels pasted into target images."""
+
+    def losses(self, batch, step):
+        target = batch.target
+        draws = step.uniform("paste", target.position, target.image.shape[-2:])
+        pasted = torch.where((draws < 0.3)[:, None], batch.source.image, target.image)
+        mixed = type(target)(pasted, target.position)
+        source = self.segment(batch.source, "source", step)
+        output = self.segment(mixed, "mixed", step)
+        terms = {
+            "segmentation": Term(*cross_entropy(source.logits, batch.source.label)),
+            "mixed": Term(*cross_entropy(output.logits, batch.source.label)),
+        }
+        return Outputs(terms, {"mixed": Seen(mixed, output)})
+
+
+def drawing(norm: str = "domain", steps: int = 12) -> Drawing:
+    torch.manual_seed(0)
+    backbone = Dropping(norm)
+    network = Segmentor(backbone, nn.Conv2d(16, CLASSES, 1), CLASSES)
+    return Drawing(network, StageConfig(steps=steps, horizon=100, learning_rate=0.01))

@@ -1,1 +1,1 @@
-"""Search on Ray Tune with Optuna; what it finds is judged after it has ended, by `tune.audit`."""
+"""Searches, sweeps and boards over Ray: three commands, and a room for what two are made of."""

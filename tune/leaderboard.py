@@ -31,11 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", metavar="DIR", help=f"default: <storage>/{FOLDER}")
     parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
     arguments = parser.parse_args(argv)
-    from spcl.results.aggregate import read_runs
-    from spcl.results.columns import plain
-    from spcl.results.published import published_results
-    from spcl.results.ranking import make_boards
-    from spcl.results.report import board_text, write_boards
+    from spcl.boards.aggregate import read_runs
+    from spcl.boards.columns import plain
+    from spcl.boards.formats import board_text, write_boards
+    from spcl.boards.published import published_results
+    from spcl.boards.ranking import make_boards
 
     folders = arguments.runs
     if folders is None or arguments.out is None:

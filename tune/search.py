@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from ray_jobs import cluster, train
 from spcl import cli
 from spcl.errors import UserError
-from spcl.lease import Lease
+from spcl.store.lease import Lease
 
 if TYPE_CHECKING:
-    from spcl.config import Config
-    from spcl.data.planned import Planned
-    from tune.experiment import Experiment
-    from tune.request import Search
-    from tune.rungs import Rung
+    from spcl.configuration.config import Config
+    from spcl.engine.planned import Planned
+    from tune.searching.experiment import Experiment
+    from tune.searching.request import Search
+    from tune.searching.rungs import Rung
 
 EXAMPLE = """examples:
   python tune/search.py                                        16 configurations of SPCL on streets
@@ -34,9 +34,9 @@ AUTO = "auto"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from spcl.validators import OBJECTIVES
-    from tune.experiment import SAMPLERS
-    from tune.rungs import PROMOTIONS
+    from spcl.inference.validators import OBJECTIVES
+    from tune.searching.experiment import SAMPLERS
+    from tune.searching.rungs import PROMOTIONS
 
     parser = cli.Parser(
         prog="python tune/search.py",
@@ -84,10 +84,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def check(arguments: argparse.Namespace) -> None:
     """ConfigError where a name, a key or a value is unknown; told without torch and optuna."""
-    from spcl import early, table
-    from spcl.layers import known
+    from spcl.configuration import early, table
+    from spcl.configuration.layers import known
+    from spcl.inference.validators import OBJECTIVES
     from spcl.settings import choose
-    from spcl.validators import OBJECTIVES
 
     table.check(arguments.benchmark, arguments.method, None, arguments.settings)
     choose(arguments.objective.partition(":")[0], OBJECTIVES, "objective")
@@ -103,20 +103,20 @@ def resolve(arguments: argparse.Namespace) -> Search:
 
     A dry run writes nothing, and what data it lacks is no error.
     """
-    from spcl.config import load
-    from spcl.data.catalog import (
+    from spcl.configuration.config import load
+    from spcl.configuration.early import check_name
+    from spcl.engine.inputs import (
         check_streets,
         data_root,
         expect_data,
         open_data,
         prepare_streets,
     )
-    from spcl.data.planned import refuse
-    from spcl.early import check_name
+    from spcl.engine.planned import refuse
     from spcl.launch import check_batches
-    from tune.request import Search, check_objective, few_label_count, with_holdout
-    from tune.rungs import at_rung, ladder, references
-    from tune.space import load_space
+    from tune.searching.request import Search, check_objective, few_label_count, with_holdout
+    from tune.searching.rungs import at_rung, ladder, references
+    from tune.searching.space import load_space
 
     config = load(arguments.benchmark, arguments.method, None, arguments.settings)
     data = data_root(arguments.data)
@@ -162,10 +162,10 @@ def missing_splits(
     arguments: argparse.Namespace, config: Config, rungs: Sequence[Rung], data: Path
 ) -> list[Planned]:
     """What a search reads and is not there.  Of the evaluation split: only if it is scored on."""
-    from spcl.data.catalog import missing_data
-    from tune.jobs import LABELLED_SPLIT
-    from tune.request import few_label_count
-    from tune.rungs import at_rung
+    from spcl.engine.inputs import missing_data
+    from tune.searching.jobs import LABELLED_SPLIT
+    from tune.searching.request import few_label_count
+    from tune.searching.rungs import at_rung
 
     scored = arguments.final_seeds or _is_audited(arguments.objective, config)
     read = config if scored else at_rung(config, rungs[-1])
@@ -177,8 +177,8 @@ def missing_splits(
 
 def _is_audited(objective: str, config: Config) -> bool:
     """Whether a search ends with an audit: it must say how optimistic an oracle is."""
-    from spcl.data.planned import STREETS
-    from tune.experiment import ORACLE
+    from spcl.engine.planned import STREETS
+    from tune.searching.experiment import ORACLE
 
     embedded = config.source.dataset.startswith(STREETS) and config.evaluation.wanted
     return embedded or objective == ORACLE
@@ -190,12 +190,12 @@ def run(argv: Sequence[str] | None) -> int:
         return _audit(find_experiment(arguments.audit, arguments.storage))
     cluster.check_job_paths(arguments, "tune/search.py")
     check(arguments)
-    from tune.experiment import Experiment
+    from tune.searching.experiment import Experiment
 
     search = resolve(arguments)
     if arguments.dry_run:
-        from spcl.timing import is_timed
-        from tune.estimate import describe
+        from spcl.engine.timing import is_timed
+        from tune.searching.estimate import describe
 
         missing = missing_splits(arguments, search.config, search.rungs, search.data)
         print(describe(search, missing, is_timed(search.config, arguments.time)))
@@ -216,11 +216,11 @@ def run(argv: Sequence[str] | None) -> int:
 
 def _climb(search: Search, arguments: argparse.Namespace) -> None:
     """Everything that a search does on the cluster, and its outputs."""
-    from tune.agreement import is_current, write_agreement
-    from tune.driver import Driver, forget_failed_reference
-    from tune.experiment import Experiment
-    from tune.outputs import write_outputs
-    from tune.study import mend
+    from tune.searching.agreement import is_current, write_agreement
+    from tune.searching.driver import Driver, forget_failed_reference
+    from tune.searching.experiment import Experiment
+    from tune.searching.outputs import write_outputs
+    from tune.searching.study import mend
 
     for text in mend(search.folder):
         _say(text)
@@ -230,7 +230,7 @@ def _climb(search: Search, arguments: argparse.Namespace) -> None:
         _say(f"{search.name} is finished already")
     else:
         from ray_jobs import slots
-        from tune import trials
+        from tune.searching import trials
 
         driver.worker, driver.slots = _places(search, arguments)
         _say(
@@ -256,7 +256,7 @@ def _places(search: Search, arguments: argparse.Namespace) -> tuple[dict[str, fl
     jobs run at a time.
     """
     from ray_jobs import slots
-    from tune import trials
+    from tune.searching import trials
 
     trials.connect(arguments.address)
     worker = slots.worker_resources(search.config.train)
@@ -267,7 +267,7 @@ def _places(search: Search, arguments: argparse.Namespace) -> tuple[dict[str, fl
 def find_experiment(name: str, storage: str | None) -> Path:
     """The folder of an experiment, given as such or by name."""
     from spcl.settings import choose
-    from tune.experiment import SEARCHES
+    from tune.searching.experiment import SEARCHES
 
     folder = Path(name)
     if (folder / "search.yaml").exists():
@@ -281,8 +281,8 @@ def find_experiment(name: str, storage: str | None) -> Path:
 
 def _show(experiment: Experiment) -> None:
     """The end of a search: the picks and where everything is."""
-    from tune.experiment import ORACLE
-    from tune.trust import warning
+    from tune.searching.experiment import ORACLE
+    from tune.searching.trust import warning
 
     chosen = experiment.chosen
     objective = experiment.request["objective"]
@@ -313,7 +313,7 @@ def _train_picks(experiment: Experiment, arguments: argparse.Namespace) -> None:
     """The whole recipe with both picks, over seeds, from scratch."""
     if experiment.chosen is None:
         raise UserError("there is nothing to train: no configuration has a score")
-    from tune.outputs import pick_path
+    from tune.searching.outputs import pick_path
 
     seeds = f"0..{arguments.final_seeds - 1}"
     for number in experiment.picks:
@@ -328,7 +328,7 @@ def _train_picks(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 def _audit(folder: Path) -> int:
     """In a process of its own: no job opens target labels unless the objective is made of them."""
-    return subprocess.run([sys.executable, "-m", "tune.audit", str(folder)]).returncode
+    return subprocess.run([sys.executable, "-m", "tune.searching.audit", str(folder)]).returncode
 
 
 def _say(text: str) -> None:

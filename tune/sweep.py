@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from ray_jobs import cluster
 from spcl import cli
 from spcl.errors import UserError
-from spcl.lease import Lease
+from spcl.store.lease import Lease
 
 if TYPE_CHECKING:
-    from tune.sweep_grid import Sweep
+    from tune.sweeping.grid import Sweep
 
 EXAMPLE = """examples:
   python tune/sweep.py configs/sweeps/components.yaml --dry-run
@@ -27,7 +27,7 @@ DEFAULT_SEEDS = "0..2"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    from tune.sweep_file import SCALES, TINY_FRACTION
+    from tune.sweeping.file import SCALES, TINY_FRACTION
 
     parser = cli.Parser(
         prog="python tune/sweep.py",
@@ -65,17 +65,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
-    from spcl import early
-    from tune.sweep_file import check, find_file, read_sweep
+    from spcl.configuration import early
+    from tune.sweeping.file import check, find_file, read_sweep
 
     cluster.check_job_paths(arguments, f"tune/sweep.py {arguments.file}")
     if arguments.name is not None:
         early.check_name(arguments.name)
     path, seeds = find_file(arguments.file), cli.parse_seeds(arguments.seeds)
     check(read_sweep(path), arguments.benchmark, arguments.config, arguments.settings)
-    from spcl.data.catalog import data_root  # what follows imports torch
+    from spcl.engine.inputs import data_root  # what follows imports torch
     from spcl.launch import check_batches
-    from tune.sweep_grid import resolve
+    from tune.sweeping.grid import resolve
 
     sweep = resolve(
         path,
@@ -94,8 +94,8 @@ def run(argv: Sequence[str] | None) -> int:
     for cell in sweep.distinct:
         check_batches(cell.config, arguments.workers_per_cell)
     if arguments.dry_run:
-        from spcl.timing import is_timed
-        from tune.sweep_estimate import describe
+        from spcl.engine.timing import is_timed
+        from tune.sweeping.estimate import describe
 
         print(describe(sweep, is_timed(sweep.distinct[0].config, arguments.time)))
         return 0
@@ -105,10 +105,10 @@ def run(argv: Sequence[str] | None) -> int:
 
 def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
     """Run what is missing; write and print the table.  1 if a cell failed."""
-    from spcl.chosen_by import carry
-    from tune.sweep_live import Live
-    from tune.sweep_schedule import Schedule
-    from tune.sweep_table import as_text, make_table, write_table
+    from spcl.configuration.chosen_by import carry
+    from tune.sweeping.live import Live
+    from tune.sweeping.schedule import Schedule
+    from tune.sweeping.table import as_text, make_table, write_table
 
     for cell in sweep.distinct:  # finished ones too: who chose the settings of any of their rows
         if cell.config.chosen_by and cell.run.folder.is_dir():
@@ -117,13 +117,13 @@ def _make(sweep: Sweep, arguments: argparse.Namespace) -> int:
     live = Live(sweep, schedule)
     _say(f"{sweep.name}: {len(sweep.distinct)} runs, {len(schedule.waiting)} to do")
     if schedule.waiting:
-        from tune import sweep_jobs  # imports torch
+        from tune.sweeping import jobs
 
         if arguments.workers == 0:
-            sweep_jobs.here(schedule, sweep, live.started, live.ended)
+            jobs.here(schedule, sweep, live.started, live.ended)
         else:
             places = arguments.workers, arguments.address
-            sweep_jobs.on_ray(schedule, sweep, *places, live.started, live.ended, live.show)
+            jobs.on_ray(schedule, sweep, *places, live.started, live.ended, live.show)
     table = make_table(sweep, schedule.failed)
     write_table(table)
     print(as_text(table))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic, records
 from spcl.data import output
 from spcl.data.checks import Job, read_sample
 from spcl.data.datasets import DATASETS, Dataset
@@ -32,6 +31,7 @@ from spcl.data.shard_task import (
     write_task,
 )
 from spcl.errors import DataError
+from spcl.store import atomic, records
 
 LOOKS = 8  # samples probed first: a set of which all of these are unusable is told at once
 SHOWN = 3  # problems named in an error line; the report names all

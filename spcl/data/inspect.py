@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spcl import atomic
 from spcl.cli import Parser, guarded
 from spcl.errors import DataError
+from spcl.store import atomic
 
 if TYPE_CHECKING:
     from spcl.data.shards import ShardSet

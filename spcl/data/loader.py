@@ -18,7 +18,7 @@ from spcl.data.sampling import ORDERS, Order, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
-from spcl.sockets import shorten_for_loaders
+from spcl.store.sockets import shorten_for_loaders
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from spcl import atomic, records
 from spcl.data.columns import METADATA_PREFIX, PAYLOAD, column, schema
 from spcl.data.datasets import DATASETS
 from spcl.errors import DataError
+from spcl.store import atomic, records
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"

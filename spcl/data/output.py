@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic
 from spcl.data import shards
 from spcl.data.manifest import MANIFEST, read_manifest
 from spcl.errors import DataError
-from spcl.process import State, who_locks
+from spcl.store import atomic
+from spcl.store.process import State, who_locks
 
 REPORT = "conversion_report.json"
 REPORT_SCHEMA = 1

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from spcl import atomic
+from spcl.store import atomic
 
 SCHEMA = pa.schema(
     [

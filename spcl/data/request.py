@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic
 from spcl.data.checks import Job
 from spcl.data.columns import SCHEMA_VERSION
 from spcl.data.datasets import Dataset, LabelFiles, terms_of
@@ -24,6 +23,7 @@ from spcl.data.shard_task import CONVERTER_VERSION, SHARD_BYTES
 from spcl.data.streets import trees as streets
 from spcl.errors import DataError
 from spcl.settings import choose
+from spcl.store import atomic
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic, records
 from spcl.data import shards
 from spcl.data.checks import Job, read_sample
 from spcl.data.judgement import Census
@@ -20,6 +19,7 @@ from spcl.data.listing import Sample
 from spcl.data.problems import ERROR, Problem
 from spcl.errors import DataError
 from spcl.settings import digest
+from spcl.store import atomic, records
 
 CONVERTER_VERSION = 2  # raise when the same files give other bytes
 SHARD_BYTES = 256 * 2**20

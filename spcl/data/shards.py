@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spcl import atomic
 from spcl.data.columns import METADATA_PREFIX, PAYLOAD, schema
 from spcl.data.manifest import MANIFEST, ingest_command, read_manifest
 from spcl.errors import DataError
+from spcl.store import atomic
 
 ROWS_PER_BATCH = 16  # what a writer holds in memory; reading one row costs the same at any size
 

@@ -4,11 +4,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from spcl import atomic
 from spcl.data import shards
 from spcl.data.layouts import SHOWN_NAMES
 from spcl.data.manifest import MANIFEST, contradictions, ingest_command, read_manifest
 from spcl.errors import DataError
+from spcl.store import atomic
 
 
 def verify(folder: Path) -> dict[str, Any]:

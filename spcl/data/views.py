@@ -24,12 +24,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from spcl import atomic
 from spcl.data import output, shards
 from spcl.data.columns import label_columns
 from spcl.data.manifest import INDEX, MANIFEST, read_manifest, write_manifest
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
+from spcl.store import atomic
 
 VIEW_VERSION = 1  # raise when the same parent gives other bytes
 MAX_SIDE = 16383  # pixels; the limit of WebP

@@ -1,6 +1,7 @@
 """Extras: terms on top of any method's.  A new one is a file and a line here.
 
-Its settings stand in its file; `python -m spcl.table` then writes them into the table of settings.
+Its settings stand in its file; `python -m spcl.configuration.table` then writes them into the table
+of settings.
 None ships yet.
 """
 

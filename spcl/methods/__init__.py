@@ -1,6 +1,7 @@
 """The methods: one file each, none imports another.  A new one is a file and a line here.
 
-Its settings stand in its file; `python -m spcl.table` then writes them into the table of settings.
+Its settings stand in its file; `python -m spcl.configuration.table` then writes them into the table
+of settings.
 """
 
 from spcl.methods.adversarial import Adversarial

@@ -129,7 +129,7 @@ class Method(nn.Module):
 
     @contextlib.contextmanager
     def running_by(self, run: Callable[[Tensor, str, Tensor], Output]) -> Iterator[None]:
-        """Within, `segment` calls `run` in place of the student: see `spcl.gradients.InParts`."""
+        """Within, `segment` calls `run` in place of the student: see `gradients.InParts`."""
         self._run = run
         try:
             yield

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spcl import atomic, distributed
+from spcl import distributed
 from spcl.data.batch import Labels
 from spcl.data.predictions import HISTOGRAM, PredictionSet, PredictionWriter
-from spcl.losses.segmentation import upsample
-from spcl.models.segmentor import Output, Segmentor
-from spcl.pseudo_label import (
+from spcl.data.pseudo_label import (
     CONFIDENCE_LEVELS,
     apply_thresholds,
     class_thresholds,
     confidence_histogram,
     quantize,
 )
+from spcl.losses.segmentation import upsample
+from spcl.models.segmentor import Output, Segmentor
+from spcl.store import atomic
 
 
 class Pass:

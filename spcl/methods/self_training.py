@@ -1,6 +1,6 @@
 """Class-median self-training: cross-entropy on the target's own confident predictions.
 
-Source: the last stage of SPCL (arXiv:2111.12358); thresholds are in `spcl.pseudo_label`.
+Source: the last stage of SPCL (arXiv:2111.12358); thresholds are in `spcl.data.pseudo_label`.
 """
 
 from dataclasses import dataclass

@@ -7,11 +7,11 @@ import pytest
 from conftest import MINI
 
 from benchmarks import search_cost
-from spcl import validation
-from tune import jobs
-from tune.driver import Driver
-from tune.experiment import Experiment
-from tune.rungs import Result, last_resort, next_job
+from spcl.inference import validation
+from tune.searching import jobs
+from tune.searching.driver import Driver
+from tune.searching.experiment import Experiment
+from tune.searching.rungs import Result, last_resort, next_job
 
 pytestmark = pytest.mark.slow
 CONFIGURATIONS, RUNGS, ETA = 4, 4, 2

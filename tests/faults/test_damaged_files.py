@@ -18,18 +18,19 @@ import yaml
 from conftest import MINI
 
 from ray_jobs import evaluate, ingest
-from spcl import cli, records, runs, train
-from spcl.config import load
+from spcl import cli, runs, train
+from spcl.configuration.config import load
 from spcl.data import inspect
 from spcl.errors import ConfigError, DataError
-from spcl.results.store import RunFolder
+from spcl.store import records
+from spcl.store.run_folder import RunFolder
 from tune import leaderboard, search, sweep
-from tune.agreement import candidates, is_current
-from tune.driver import Driver
-from tune.experiment import Experiment
-from tune.outputs import write_outputs
-from tune.report import report
-from tune.study import JOURNAL
+from tune.searching.agreement import candidates, is_current
+from tune.searching.driver import Driver
+from tune.searching.experiment import Experiment
+from tune.searching.outputs import write_outputs
+from tune.searching.page import report
+from tune.searching.study import JOURNAL
 
 DAMAGES: dict[str, Callable[[bytes], bytes] | None] = {
     "empty": lambda whole: b"",
@@ -247,7 +248,7 @@ def searched(mini_data, tmp_path_factory) -> Path:
 def again(mini_data, searched, tmp_path, monkeypatch) -> Callable[[], int]:
     """Start the finished search again; returns its exit code.  Nothing may be left to do."""
     monkeypatch.setattr(search, "_audit", lambda folder: 0)
-    monkeypatch.setattr("tune.outputs.report", lambda experiment: "")
+    monkeypatch.setattr("tune.searching.outputs.report", lambda experiment: "")
     storage = copied(searched, tmp_path)
     places = ["--data", mini_data, "--storage", storage, "--name", "s"]
     what = ["--objective", "source_val", "--trials", 9, "--eta", 3]

@@ -15,19 +15,19 @@ import pytest
 import yaml
 
 from ray_jobs import ingest
-from spcl import atomic, records
-from spcl.artefacts import ArtefactStore, verify
+from spcl.boards.aggregate import read_runs
 from spcl.data.manifest import INDEX, MANIFEST
 from spcl.data.shards import ShardSet
 from spcl.data.verify import verify as verify_split
+from spcl.engine.artefacts import ArtefactStore, verify
+from spcl.engine.stages import Stage
 from spcl.errors import DataError, UserError
-from spcl.garbage import find_garbage
-from spcl.protocols import score
-from spcl.results.aggregate import read_runs
-from spcl.results.store import RunFolder, write_confusions
+from spcl.scoring.protocols import score
 from spcl.settings import dump_yaml
-from spcl.stages import Stage
-from tune.experiment import Experiment, read_job, read_request
+from spcl.store import atomic, records
+from spcl.store.garbage import find_garbage
+from spcl.store.run_folder import RunFolder, write_confusions
+from tune.searching.experiment import Experiment, read_job, read_request
 
 FEW = 150  # flips of a fast test
 SOME = 400  # of a slow one, where every bit would take minutes
@@ -263,8 +263,8 @@ def flip_run(storage: Path, file: str, count: int | None) -> Counter:
 
 @pytest.fixture
 def two_runs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("spcl.results.cache.RESAMPLES", 2)
-    monkeypatch.setattr("spcl.results.runs.headline_replicates", lambda m, p: np.zeros(2))
+    monkeypatch.setattr("spcl.boards.cache.RESAMPLES", 2)
+    monkeypatch.setattr("spcl.boards.runs.headline_replicates", lambda m, p: np.zeros(2))
     write_run(tmp_path / "good", 0)
     write_run(tmp_path / "bad", 1)
     return tmp_path
@@ -329,7 +329,7 @@ FILES = ("search.yaml", "jobs/0000-0.json", "audit.json", "audit/split/net.parqu
 
 @pytest.mark.parametrize("file", [*FILES, "configurations/0000/manifest.json"])
 def test_flips_in_a_searchs_records_change_no_row_without_a_word(experiment, file, monkeypatch):
-    monkeypatch.setattr("spcl.results.runs.headline_replicates", lambda m, p: np.zeros(2))
+    monkeypatch.setattr("spcl.boards.runs.headline_replicates", lambda m, p: np.zeros(2))
     whole, problems = read_runs([experiment])
     assert len(whole) == 1 and not problems
     count = 0

@@ -31,8 +31,8 @@ COMMANDS = {
     "-m spcl.runs ls --storage STORE": "pyarrow",
     "-m spcl.data.inspect STORE": "numpy",
     "-m spcl.data.streets --preview STORE/sheet.png": "numpy",
-    "-m spcl.table": "torch",
-    "-m tune.audit SEARCH": "torch",
+    "-m spcl.configuration.table": "torch",
+    "-m tune.searching.audit SEARCH": "torch",
     "benchmarks/streets.py --storage STORE": "pyarrow",
 }
 INTERRUPT = """
@@ -128,7 +128,7 @@ LOADING = {
     "-m spcl.train --benchmark gta5": ("torch", 900),
     "tune/search.py --benchmark gta5": ("optuna", 150),
     "ray_jobs/train.py --benchmark gta5": ("torchvision", 60),
-    "-m tune.audit SEARCH": ("plotly", 60),
+    "-m tune.searching.audit SEARCH": ("plotly", 60),
     "tune/leaderboard.py --storage STORE": ("numpy", 90),
     "CONNECT": ("ray", 300),
 }

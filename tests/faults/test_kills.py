@@ -9,7 +9,7 @@ import pytest
 from clusters import Command, Commands, RayCluster, environment, wait_until
 from mini import TRAIN, arguments, assert_same_bits, messages, reached
 
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -19,16 +19,16 @@ import torch
 from clusters import environment, wait_until
 from mini import arguments, reached
 
-from spcl import atomic, lease, process
-from spcl.checkpoint import Checkpoints
 from spcl.errors import UserError
-from spcl.lease import Lease, LeaseLost
-from spcl.process import State, this_process
-from spcl.results.store import RunFolder
-from spcl.telemetry import Telemetry
+from spcl.store import atomic, lease, process
+from spcl.store.checkpoint import Checkpoints
+from spcl.store.lease import Lease, LeaseLost
+from spcl.store.process import State, this_process
+from spcl.store.run_folder import RunFolder
+from spcl.store.telemetry import Telemetry
 
 HOLD = (
-    "import sys; from pathlib import Path; from spcl.lease import Lease\n"
+    "import sys; from pathlib import Path; from spcl.store.lease import Lease\n"
     "with Lease(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
 )
 

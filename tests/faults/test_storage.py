@@ -18,16 +18,17 @@ from conftest import MINI
 from mini import TRAIN, assert_same_bits
 from processes import largest_file
 
-from spcl import atomic, cli
+from spcl import cli
 from spcl.data.convert import convert
 from spcl.data.request import Options
 from spcl.data.verify import verify
 from spcl.errors import StorageError, UserError
-from spcl.results.store import RunFolder
+from spcl.store import atomic
+from spcl.store.run_folder import RunFolder
 from spcl.train import main as train
 from tune import sweep
-from tune.driver import Driver
-from tune.study import mend
+from tune.searching.driver import Driver
+from tune.searching.study import mend
 
 ROOT_ONLY = "mounting a small disk needs root, and a kernel that lets it"
 PAGE = 4096  # bytes; a tmpfs gives no less
@@ -250,7 +251,7 @@ def test_a_job_of_a_search_that_finds_no_room_is_no_failed_configuration(
     """Nothing is recorded; with room the same job ends in the record of one never disturbed."""
     from ray import tune
 
-    from tune import jobs
+    from tune.searching import jobs
 
     disk.mount(40 * PAGE)
     asked = searches.search(mini_data, disk.folder / "runs")

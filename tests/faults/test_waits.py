@@ -6,7 +6,7 @@ import pytest
 from clusters import Command, Commands, environment, free_ports, wait_until
 from mini import arguments, messages, reached
 
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 
 #: `python -m spcl.train` that beats and tells faster.
 QUICK = """

@@ -12,8 +12,9 @@ from conftest import MINI
 from mini import TRAIN, arguments
 
 from ray_jobs import cluster
-from spcl import cli, sockets, train
+from spcl import cli, train
 from spcl.errors import UserError
+from spcl.store import sockets
 
 RAY_VARIABLES = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", cluster.AUTH_MODE, cluster.AUTH_TOKEN)
 

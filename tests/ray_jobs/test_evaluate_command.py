@@ -16,7 +16,7 @@ from ray_jobs import evaluate
 from spcl import cli
 from spcl.data.convert import convert
 from spcl.data.labels import CLASS_NAMES, TRAIN_ID_COLORS, TRAIN_TO_LABEL_ID
-from spcl.results.store import RunFolder, read_confusions
+from spcl.store.run_folder import RunFolder, read_confusions
 from spcl.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]

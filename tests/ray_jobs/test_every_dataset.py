@@ -10,7 +10,7 @@ import yaml
 
 from ray_jobs import evaluate, ingest, train
 from spcl import cli
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 
 SIZE = (64, 48)
 STEPS = 3

@@ -17,10 +17,10 @@ from mini import RECIPE, TRAIN, arguments, messages
 
 from ray_jobs import train
 from spcl import cli
-from spcl.config import load
+from spcl.configuration.config import load
 from spcl.data.shards import ShardSet
-from spcl.results.store import RunFolder
-from spcl.run_config import open_run
+from spcl.engine.run_config import open_run
+from spcl.store.run_folder import RunFolder
 
 
 def one_line(err: str) -> str:
@@ -73,7 +73,7 @@ def test_results_must_be_writable(mini_data, tmp_path, capsys):
 
 def test_a_run_has_one_writer(mini_data, tmp_path, capsys):
     code = (
-        "import pathlib, sys\nfrom spcl.lease import Lease\n"
+        "import pathlib, sys\nfrom spcl.store.lease import Lease\n"
         "with Lease(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -8,7 +8,7 @@ import trees
 from clusters import second_node, started_cluster, wait_until
 from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
 
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -16,8 +16,8 @@ import trees
 import spcl.train
 from ray_jobs import ingest, train
 from spcl import cli
-from spcl.config import load
-from spcl.data.catalog import missing_data
+from spcl.configuration.config import load
+from spcl.engine.inputs import missing_data
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = ("model=tiny", "train.threads=1")

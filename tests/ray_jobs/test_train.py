@@ -9,8 +9,8 @@ from clusters import Command, Commands, RayCluster, environment, wait_until
 from mini import ADAPTATION_STEPS, TRAIN, arguments, assert_same_bits, messages, reached
 
 from spcl import cli
-from spcl.commit import VARIABLE, commit
-from spcl.results.store import RunFolder
+from spcl.engine.commit import VARIABLE, commit
+from spcl.store.run_folder import RunFolder
 from spcl.train import main as plain_main
 
 # A hang is what the limits look for: they are generous.

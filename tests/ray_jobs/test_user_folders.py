@@ -3,7 +3,7 @@
 import pytest
 from trees import cityscapes_tree, gta5_tree
 
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 
 STEPS = 2  # per stage: a ResNet-50 takes seconds for each on a CPU
 SETTINGS = (

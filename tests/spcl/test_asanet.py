@@ -11,8 +11,10 @@ from torch.func import functional_call
 from toys import CLASSES, Stripes, method, train
 
 from spcl import cli
-from spcl.config import load
-from spcl.layers import CONFIGS
+from spcl.configuration.config import load
+from spcl.configuration.layers import CONFIGS
+from spcl.engine.stages import plan
+from spcl.engine.trainer import total
 from spcl.losses.adversarial import bce_to
 from spcl.losses.affinity import (
     NEIGHBOURS,
@@ -23,12 +25,10 @@ from spcl.losses.affinity import (
 from spcl.losses.segmentation import cross_entropy
 from spcl.models.discriminator import Discriminator
 from spcl.randomness import Step
-from spcl.results.store import RunFolder
 from spcl.settings import read_yaml
-from spcl.stages import plan
+from spcl.store.run_folder import RunFolder
 from spcl.train import main
-from spcl.trainer import total
-from tune.rungs import ladder, shared_stages
+from tune.searching.rungs import ladder, shared_stages
 
 METHODS = ("asanet_asc", "asanet")
 SIZE = (32, 64)
@@ -267,7 +267,7 @@ def test_both_strategies_start_from_one_network():
 def test_on_streets_it_has_the_steps_of_the_demo_on_the_same_images(name):
     config, spcl = load("streets", name), load("streets", "spcl")
     assert sum(config.of(stage).steps for stage in config.stages) == 3600
-    assert sum(spcl.of(stage).steps for stage in spcl.stages) == 3600
+    assert sum(spcl.of(stage).steps for stage in spcl.engine.stages) == 3600
     for stage in config.stages:
         section = config.of(stage)
         assert config.batch_of(stage) == spcl.batch_of("spcl")

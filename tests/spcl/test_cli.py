@@ -22,7 +22,7 @@ COMMANDS = {
     "tune.search": [],
     "tune.sweep": ["x"],
     "tune.leaderboard": [],
-    "tune.audit": ["x"],
+    "tune.searching.audit": ["x"],
 }
 SEED = 13
 

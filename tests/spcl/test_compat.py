@@ -8,22 +8,24 @@ from conftest import MINI
 from torch import nn
 from toys import Stripes, batch_of, method, train
 
-from spcl import cli, layers, trainer
-from spcl.config import differences, load
+from spcl import cli
+from spcl.configuration import layers
+from spcl.configuration.config import differences, load
+from spcl.configuration.layers import CONFIGS, known
 from spcl.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from spcl.engine import trainer
+from spcl.engine.networks import new_segmentor
+from spcl.engine.recipe import Recipe, augmentation
+from spcl.engine.stages import plan
 from spcl.errors import ConfigError
-from spcl.layers import CONFIGS, known
 from spcl.methods.adversarial import Adversarial
 from spcl.methods.spcl import SPCL
 from spcl.models.normalization import RunningBatchNorm2d
 from spcl.models.segmentor import Output, build_segmentor
-from spcl.networks import new_segmentor
 from spcl.randomness import Step
-from spcl.recipe import Recipe, augmentation
-from spcl.results.store import RunFolder
 from spcl.runs import show
 from spcl.settings import flatten, read_yaml
-from spcl.stages import plan
+from spcl.store.run_folder import RunFolder
 from spcl.train import main
 
 DATA = {"source": "s" * 64, "target": "t" * 64, "evaluation": "e" * 64}

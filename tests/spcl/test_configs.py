@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from spcl.config import load
+from spcl.configuration.config import load
+from spcl.configuration.layers import CONFIGS, known
 from spcl.data.labels import CLASS_NAMES
-from spcl.layers import CONFIGS, known
 from spcl.models.segmentor import MODELS
 
 PAPER = ("gta5", "synscapes", "synthia")  # the benchmarks of arXiv:2111.12358

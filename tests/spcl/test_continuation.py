@@ -5,14 +5,14 @@ import pytest
 import torch
 from conftest import MINI
 
-from spcl.config import load
-from spcl.data.catalog import open_data, split_source
+from spcl.configuration.config import load
 from spcl.data.shards import ShardSet
+from spcl.engine.inputs import open_data, split_source
+from spcl.engine.recipe import Recipe
+from spcl.engine.trainer import Context
 from spcl.errors import DataError
-from spcl.recipe import Recipe
-from spcl.results.store import RunFolder
-from spcl.telemetry import Telemetry
-from spcl.trainer import Context
+from spcl.store.run_folder import RunFolder
+from spcl.store.telemetry import Telemetry
 
 
 def advance(data, storage, name: str, *settings: str) -> Recipe:

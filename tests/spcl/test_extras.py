@@ -1,61 +1,29 @@
 """Toys of what the seam is for: an extra, a teacher, a reference network."""
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
-from toys import Stripes, method, train
+from toys import Quiet, Stripes, method, train, with_quiet
 
-from spcl import cli, networks
-from spcl.config import load
+from spcl import cli
+from spcl.configuration.config import load
+from spcl.engine import networks
+from spcl.engine.stages import plan
+from spcl.engine.trainer import evaluating
 from spcl.errors import ConfigError
 from spcl.extras import EXTRAS
-from spcl.extras.base import Extra, ExtraConfig
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
 from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import build_segmentor
 from spcl.randomness import Step
-from spcl.settings import setting
-from spcl.stages import plan
-from spcl.trainer import evaluating
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuietConfig(ExtraConfig):
-    weight: float = setting(0.1, "ours: a toy", low=0.0)
-
-
-class Quiet(Extra):
-    """A toy: features of all that was seen should be small, as a head of its own sees them."""
-
-    Config = QuietConfig
-
-    def __init__(self, segmentor, config):
-        super().__init__(segmentor, config)
-        self.head = torch.nn.Conv2d(segmentor.feature_dimension, 1, 1)
-
-    def forward(self, method, batch, seen, step):
-        terms = {}
-        for name, one in seen.items():
-            keep = step.uniform("quiet", one.images.position, one.output.features.shape[-2:]) < 0.5
-            values = self.head(one.output.features)[:, 0].square() * keep
-            terms[name] = Term(values.sum(), keep.sum(), self.config.weight)
-        return terms
 
 
 @pytest.fixture
 def quiet(monkeypatch):
     monkeypatch.setitem(EXTRAS, "quiet", Quiet)
-
-
-def with_quiet(name: str, **options) -> Method:
-    made = method(name, **options)
-    torch.manual_seed(5)
-    made.attach("quiet", Quiet(made.segmentor, QuietConfig()))
-    return made
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,6 @@
 import dataclasses
 
-from spcl.config import Config, load
+from spcl.configuration.config import Config, load
 from spcl.launch import default_name
 from spcl.settings import setting
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from spcl.config import load
-from spcl.layers import known
-from spcl.stages import plan
+from spcl.configuration.config import load
+from spcl.configuration.layers import known
+from spcl.engine.stages import plan
 
 PINNED = json.loads(Path(__file__).with_name("pinned_keys.json").read_text())
 DATA = {"source": "a" * 64, "target": "b" * 64, "evaluation": "c" * 64}

@@ -4,12 +4,9 @@ import pytest
 import torch
 from processes import run_ranks
 from torch import nn
-from toys import CLASSES, ThreeConvolutions, train
+from toys import Dropping, ThreeConvolutions, drawing, train
 
 from spcl.errors import ConfigError
-from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, Outputs, Seen, Term
-from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import MODELS, Segmentor, build_segmentor
 from spcl.models.stochastic import SampleDropout
 from spcl.randomness import GOLDEN, Step, mix, uniform
@@ -67,41 +64,6 @@ def test_a_draw_belongs_to_its_sample_not_to_its_batch_or_the_step_it_is_asked_i
 
 
 # A method that draws in every way there is.
-
-
-class Dropping(ThreeConvolutions):
-    """A foreign network: its random layers draw from torch's global generator."""
-
-    def __init__(self, norm: str):
-        super().__init__(norm)
-        self.dropout, self.channels = nn.Dropout(0.3), nn.Dropout2d(0.3)
-
-    def forward(self, image):
-        return self.dropout(self.channels(super().forward(image)))
-
-
-class Drawing(Method):
-    """A toy: dropout in the network, source pixels pasted into target images."""
-
-    def losses(self, batch, step):
-        target = batch.target
-        draws = step.uniform("paste", target.position, target.image.shape[-2:])
-        pasted = torch.where((draws < 0.3)[:, None], batch.source.image, target.image)
-        mixed = type(target)(pasted, target.position)
-        source = self.segment(batch.source, "source", step)
-        output = self.segment(mixed, "mixed", step)
-        terms = {
-            "segmentation": Term(*cross_entropy(source.logits, batch.source.label)),
-            "mixed": Term(*cross_entropy(output.logits, batch.source.label)),
-        }
-        return Outputs(terms, {"mixed": Seen(mixed, output)})
-
-
-def drawing(norm: str = "domain", steps: int = 12) -> Drawing:
-    torch.manual_seed(0)
-    backbone = Dropping(norm)
-    network = Segmentor(backbone, nn.Conv2d(16, CLASSES, 1), CLASSES)
-    return Drawing(network, StageConfig(steps=steps, horizon=100, learning_rate=0.01))
 
 
 def trained_on_rank(rank: int, folder, norm: str = "domain"):

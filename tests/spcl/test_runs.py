@@ -1,8 +1,8 @@
 import pytest
 
 from spcl import cli
-from spcl.results.store import RunFolder
 from spcl.runs import main
+from spcl.store.run_folder import RunFolder
 
 
 @pytest.fixture

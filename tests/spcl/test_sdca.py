@@ -11,22 +11,22 @@ from processes import run_ranks
 from toys import CLASSES, Stripes, batch_of, changed, method, result_of, segmentor, train
 
 from spcl import cli
-from spcl.config import load
+from spcl.configuration.config import load
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
-from spcl.evaluate import load_image
+from spcl.engine.stages import plan
+from spcl.engine.trainer import total
+from spcl.inference.predict import load_image
 from spcl.losses.contrast import downsample_labels
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.moments import ClassMoments, update_moments
 from spcl.methods.sdca import SDCA, MomentsPass, confident_labels, levels
 from spcl.models.segmentor import Output, build_segmentor
 from spcl.randomness import Step
-from spcl.results.store import RunFolder, read_confusions
 from spcl.settings import flatten
-from spcl.stages import plan
+from spcl.store.run_folder import RunFolder, read_confusions
 from spcl.train import main
-from spcl.trainer import total
 
 SIZE = (32, 64)
 CPU = torch.device("cpu")

@@ -16,27 +16,27 @@ from conftest import MINI
 from processes import run_ranks
 from toys import train
 
-from spcl import networks
-from spcl.config import Config, load
+from spcl.configuration.config import Config, load
 from spcl.data import shards
-from spcl.data.catalog import open_data
 from spcl.data.loader import Steps
 from spcl.data.manifest import write_manifest
 from spcl.data.pairs import PairCrops
 from spcl.data.transforms import decode, normalize
+from spcl.engine import networks
+from spcl.engine.footprint import training
+from spcl.engine.inputs import open_data
+from spcl.engine.recipe import Recipe
+from spcl.engine.trainer import Context
 from spcl.errors import ConfigError, DataError
 from spcl.extras import EXTRAS
 from spcl.extras.base import Extra, ExtraConfig
-from spcl.footprint import training
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
 from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.randomness import Step
-from spcl.recipe import Recipe
-from spcl.results.store import RunFolder
 from spcl.settings import setting
-from spcl.telemetry import Telemetry
-from spcl.trainer import Context
+from spcl.store.run_folder import RunFolder
+from spcl.store.telemetry import Telemetry
 
 
 class Styled(Method):
@@ -147,7 +147,7 @@ def register(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(METHODS, name, method)
     patch.setitem(EXTRAS, "patch", Patch)
     patch.setattr(shards.ShardSet, "has_previous", True)
-    patch.setattr("spcl.recipe.StoredFrames", FrameAbove)
+    patch.setattr("spcl.engine.recipe.StoredFrames", FrameAbove)
     for place in ("recipe", "data.catalog"):
         patch.setattr(f"spcl.{place}.stored_flow", lambda split: FlowDown())
 

@@ -13,10 +13,10 @@ from boards import board
 from PIL import Image
 
 from spcl import cli
+from spcl.boards.formats import FILES, write_boards
 from spcl.data.labels import CLASS_NAMES
-from spcl.protocols import score
-from spcl.results.report import FILES, write_boards
-from spcl.results.store import RunFolder, write_confusions
+from spcl.scoring.protocols import score
+from spcl.store.run_folder import RunFolder, write_confusions
 from tune.leaderboard import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -18,11 +18,11 @@ from conftest import MINI
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from spcl.results.store import RunFolder
+from spcl.store.run_folder import RunFolder
 from tune import search
-from tune.experiment import Experiment
-from tune.outputs import write_outputs
-from tune.study import JOURNAL
+from tune.searching.experiment import Experiment
+from tune.searching.outputs import write_outputs
+from tune.searching.study import JOURNAL
 
 SEARCH = ("python", "tune/search.py")
 OUTPUTS = ("best.yaml", "trials.csv", "trials.parquet", "report.html", "agreement.json")

@@ -43,7 +43,7 @@ def run(argv: Sequence[str] | None) -> int:
         )
         print(f"streets, world {arguments.world}: {arguments.out}")
     if arguments.preview:
-        from spcl.export import write_png
+        from spcl.data.export import write_png
 
         write_png(arguments.preview, contact_sheet(arguments.world, height, width))
         print(f"preview: {arguments.preview}")

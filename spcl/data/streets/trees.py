@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spcl import atomic
 from spcl.data.labels import GTA5_PALETTE, TRAIN_TO_LABEL_ID
 from spcl.data.streets.render import render
 from spcl.errors import DataError
+from spcl.store import atomic
 
 RENDERER_VERSION = 2  # counts up when any pixel changes
 RECORD = "streets.json"

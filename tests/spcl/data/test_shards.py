@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import trees
 
-from spcl import records
 from spcl.data import shards
 from spcl.data.columns import schema
 from spcl.data.convert import convert
@@ -16,6 +15,7 @@ from spcl.data.manifest import INDEX, MANIFEST, data_fingerprint
 from spcl.data.request import Options
 from spcl.data.shards import ShardSet
 from spcl.errors import DataError
+from spcl.store import records
 
 SAMPLES = 20
 

@@ -13,7 +13,6 @@ import pytest
 import trees
 from PIL import Image, JpegImagePlugin
 
-from spcl import atomic
 from spcl.data import shards
 from spcl.data.convert import convert
 from spcl.data.loader import StoredLabels, Stream
@@ -25,6 +24,7 @@ from spcl.data.transforms import Augment
 from spcl.data.verify import verify
 from spcl.data.views import make_view, parse_codec, parse_view
 from spcl.errors import DataError
+from spcl.store import atomic
 
 SIZE = (40, 26)  # width, height: of neither the shape nor a divisor of the parent's 64x48
 

@@ -5,12 +5,12 @@ import torch
 from processes import run_ranks
 from torch import Tensor, nn
 
-from spcl.gradients import wrap
+from spcl.engine.gradients import wrap
+from spcl.engine.trainer import total
 from spcl.losses.contrast import downsample_labels, pixel_contrast
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Term
 from spcl.models.segmentor import build_segmentor
-from spcl.trainer import total
 
 CLASSES = 3
 VOID = 255

@@ -4,13 +4,13 @@ import pytest
 import torch
 from toys import batch_of
 
-from spcl.config import load
+from spcl.configuration.config import load
+from spcl.engine.stages import plan
 from spcl.errors import ConfigError
 from spcl.losses.segmentation import cross_entropy, upsample
 from spcl.methods import METHODS
 from spcl.models.segmentor import build_segmentor
 from spcl.randomness import Step
-from spcl.stages import plan
 
 ABSENT = (9, 14, 16)
 KEPT = [k for k in range(19) if k not in ABSENT]

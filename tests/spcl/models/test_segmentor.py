@@ -8,17 +8,17 @@ from torch import nn
 from toys import ThreeConvolutions
 
 import spcl
-from spcl import table
-from spcl.config import load
+from spcl.configuration import table
+from spcl.configuration.config import load
+from spcl.configuration.sections import Model
+from spcl.engine.footprint import memory
+from spcl.engine.networks import new_segmentor
+from spcl.engine.stages import plan
 from spcl.errors import ConfigError
-from spcl.footprint import memory
 from spcl.methods import METHODS
 from spcl.models.normalization import NORMS, FrozenBatchNorm2d
 from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
 from spcl.models.weights import Pretrained
-from spcl.networks import new_segmentor
-from spcl.sections import Model
-from spcl.stages import plan
 
 
 def tiny(norm="domain", seed=0):

@@ -4,10 +4,10 @@ from torch import nn
 from torchvision.models import VGG16_Weights, vgg16
 from torchvision.models._api import WeightsEnum
 
-from spcl.config import load
+from spcl.configuration.config import load
 from spcl.data.transforms import normalize
+from spcl.engine.footprint import memory
 from spcl.errors import ConfigError, UserError
-from spcl.footprint import memory
 from spcl.models.segmentor import build_segmentor
 from spcl.models.vgg import VGG16, InputConversion
 

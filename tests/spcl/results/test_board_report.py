@@ -8,9 +8,9 @@ from urllib.parse import unquote
 import pytest
 from boards import NASTY, OURS, PUBLISHED, board
 
-from spcl.results.page import scale
-from spcl.results.ranking import Board
-from spcl.results.report import FILES, board_text, write_boards
+from spcl.boards.formats import FILES, board_text, write_boards
+from spcl.boards.page import scale
+from spcl.boards.ranking import Board
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_link_leads_to_the_run_from_where_the_page_lies(html, out, streets):
 def test_the_panel_is_in_the_page_and_a_large_one_is_linked(html, streets, tmp_path, monkeypatch):
     (image,) = html.all("img")
     assert image["src"].startswith("data:image/png;base64,")
-    monkeypatch.setattr("spcl.results.page.PANEL_BYTES", 10)
+    monkeypatch.setattr("spcl.boards.page.PANEL_BYTES", 10)
     write_boards([streets], [], tmp_path / "out")
     page = Reader((tmp_path / "out/leaderboard.html").read_text())
     assert not page.all("img")

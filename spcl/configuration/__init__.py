@@ -1,0 +1,1 @@
+"""The settings of a run: files, command line, old words, the table of all of them."""

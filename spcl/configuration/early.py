@@ -1,0 +1,46 @@
+"""What a command line asks for, as far as it can be told without torch: in milliseconds.
+
+A typing error in a name, a key or a value is answered here; `spcl.launch` then makes the runs.
+"""
+
+import argparse
+import re
+
+from spcl import cli
+from spcl.configuration import table
+from spcl.configuration.layers import known
+from spcl.errors import ConfigError
+
+#: Folders of the storage that are no runs.
+RESERVED = {
+    "artefacts": "the folder where runs share their stages",
+    "searches": "the folder of searches",
+    "sweeps": "the folder of sweeps",
+    "leaderboard": "the folder of the boards",
+}
+
+
+def check_run(arguments: argparse.Namespace) -> None:
+    """ConfigError where a command line of `cli.add_run_arguments` can't be meant as it stands."""
+    if arguments.name is not None:
+        check_name(arguments.name)
+    table.check(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
+    cli.parse_seeds(arguments.seeds)
+
+
+def check_name(name: str) -> None:
+    """ConfigError unless a run can be a folder of this name in the storage."""
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ConfigError(f"--name must be letters, digits, '.', '_' and '-', got {name!r}")
+    if name in RESERVED:
+        raise ConfigError(f"--name must not be {name!r}, {RESERVED[name]}")
+
+
+def list_known() -> str:
+    lines = []
+    for kind in ("benchmarks", "methods"):
+        lines.append(f"{kind}: {', '.join(known(kind))}")
+    lines.append(f"methods with compat=official: {', '.join(known('compat'))}")
+    lines.append(f"stages: {', '.join(table.read()['stages'])}")
+    lines.append(f"models: {', '.join(table.read()['models'])}")
+    return "\n".join(lines)

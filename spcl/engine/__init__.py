@@ -1,0 +1,1 @@
+"""A recipe as stages, and the loop that trains them."""

@@ -1,0 +1,1 @@
+"""A trained network, read only: predictions, passes, validators, analysis."""

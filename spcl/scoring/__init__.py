@@ -1,0 +1,1 @@
+"""Numbers from confusion matrices: metrics, protocols, intervals.  numpy only."""

@@ -1,0 +1,1 @@
+"""What a search is made of; `tune/search.py` is the command."""

@@ -1,0 +1,1 @@
+"""What a sweep is made of; `tune/sweep.py` is the command."""
