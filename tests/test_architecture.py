@@ -54,7 +54,8 @@ ROOMS: tuple[str | set[str], ...] = (
 def floor(module: str) -> int:
     """Number of the room that a module of spcl is in."""
     name = module.split(".")[1]
-    (found,) = (n for n, room in enumerate(ROOMS) if name == room or name in room)
+    rooms = [{room} if isinstance(room, str) else room for room in ROOMS]
+    (found,) = (number for number, room in enumerate(rooms) if name in room)
     return found
 
 
