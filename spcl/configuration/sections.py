@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from spcl.data.sampling import LABEL_FREE, ORDERS
+from spcl.data.sampling import LABEL_FREE, ORDERS, Rarity
 from spcl.errors import ConfigError
 from spcl.models.normalization import NORMS
 from spcl.models.segmentor import MEAN_ORDERS, MODELS, ModelSpec
@@ -37,6 +37,11 @@ class Domain:
         "uniform", "paper; in_order is ASANet's code: the list as it stands", choices=LABEL_FREE
     )
 
+    @property
+    def rarity(self) -> Rarity:
+        """What rare-class sampling is told; of a target it is never read."""
+        return Rarity()
+
     def check(self, role: str) -> None:
         """What no single setting can tell.  Raises ConfigError."""
         low, high = self.blur
@@ -52,10 +57,21 @@ class Source(Domain):
     size: tuple[int, int] = setting((720, 1280), "paper: source", low=8)
     order: str = setting(
         "class_balanced",
-        "authors' code: sub-epochs of 3000 draws; in_order is ASANet's: the list as it stands",
+        "authors' code: sub-epochs of 3000 draws; in_order is ASANet's: the list as it stands; "
+        "rare_class is DAFormer's",
         choices=tuple(ORDERS),
     )
+    rare_class_temperature: float = setting(
+        0.01, "DAFormer's code, read with order=rare_class; 0.1 in PiPa's", low=1e-6
+    )
+    rare_class_pixels: int = setting(
+        3000, "DAFormer's code, read with order=rare_class: more of a class than that", low=0
+    )
     holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
+
+    @property
+    def rarity(self) -> Rarity:
+        return Rarity(self.rare_class_temperature, self.rare_class_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

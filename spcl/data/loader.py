@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spcl.data.batch import Batch, Flow, Frames, Images, Labels, Pair, PairSample, Sample
 from spcl.data.pairs import AugmentPair
-from spcl.data.sampling import ORDERS, Order, positions, stream_seed
+from spcl.data.sampling import ORDERS, Order, Rarity, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
@@ -56,11 +56,13 @@ class Stream:
     labels: Labels | None
     seed: int
     order: str = "uniform"  # of ORDERS
+    rarity: Rarity = Rarity()
     previous: Frames | None = None
     flow: Flow | None = None
 
     def __post_init__(self) -> None:
-        self.index: Order = ORDERS[self.order](self.shards, self.seed, self.name + "/order")
+        make = ORDERS[self.order]
+        self.index: Order = make(self.shards, self.seed, self.name + "/order", self.rarity)
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "index"}  # holds what can be drawn

@@ -8,10 +8,13 @@ worker or a rank's history, so resuming is exact and the number of workers is a 
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+
+from spcl.errors import DataError
 
 SUB_EPOCH = 3000  # draws after which the class-balanced counts start afresh (authors' code)
 RARITY_OFFSET = 1.01  # in 1 / ln(1.01 + share), authors' code
@@ -125,13 +128,58 @@ def draw_sub_epoch(contains: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return chosen
 
 
-#: Name -> how an order is made of a split, the run's seed and the stream's name.  A new one is one
-#: more entry here; if it reads no labels it is LABEL_FREE, too.
-ORDERS: dict[str, Callable[[Samples, int, str], Order]] = {
-    "uniform": lambda samples, seed, stream: Uniform(len(samples), seed, stream),
-    "in_order": lambda samples, seed, stream: InOrder(len(samples)),
-    "class_balanced": lambda samples, seed, stream: ClassBalanced(
+@dataclass(frozen=True)
+class Rarity:
+    """What rare-class sampling is told: see `RareClass`."""
+
+    temperature: float = 0.01  # DAFormer's code; 0.1 in PiPa's
+    pixels: int = 3000  # DAFormer's code, of images of 1914x1052
+
+
+class RareClass:
+    """A rare class first, then any image that shows enough of it: DAFormer's sampling.
+
+    Source: Hoyer et al. 2022, arXiv:2111.14887, whose code draws from one global generator.
+    """
+
+    def __init__(self, pixels: np.ndarray, seed: int, stream: str, rarity: Rarity):
+        """pixels (N, K) of each class in each image.  DataError where none shows enough of any."""
+        shows = pixels > rarity.pixels
+        classes = np.flatnonzero(shows.any(axis=0))
+        if not len(classes):
+            raise DataError(
+                f"rare-class sampling needs images with more than {rarity.pixels} pixels of a "
+                f"class, but the most is {pixels.max(initial=0)}; lower source.rare_class_pixels"
+            )
+        share = pixels.sum(0) / pixels.sum()
+        self.until = np.cumsum(rare_class_chances(share[classes], rarity.temperature))
+        self.images = [np.flatnonzero(shows[:, k]) for k in classes]
+        self.seed, self.stream = seed, stream
+
+    def __call__(self, position: int) -> int:
+        kind, image = np.random.default_rng(stream_seed(self.seed, self.stream, position)).random(2)
+        found = int(np.searchsorted(self.until, kind * self.until[-1], side="right"))
+        images = self.images[min(found, len(self.images) - 1)]
+        return int(images[int(image * len(images))])
+
+
+def rare_class_chances(share: np.ndarray, temperature: float) -> np.ndarray:
+    """(K,) chance of each class by its share of all pixels: softmax((1 - share) / temperature)."""
+    logits = (1 - share) / temperature
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+#: Name -> how an order is made of a split, the run's seed, the stream's name and what rare-class
+#: sampling is told.  A new one is one more entry here; if it reads no labels it is LABEL_FREE, too.
+ORDERS: dict[str, Callable[[Samples, int, str, Rarity], Order]] = {
+    "uniform": lambda samples, seed, stream, rarity: Uniform(len(samples), seed, stream),
+    "in_order": lambda samples, seed, stream, rarity: InOrder(len(samples)),
+    "class_balanced": lambda samples, seed, stream, rarity: ClassBalanced(
         class_pixels(samples) > 0, seed, stream
+    ),
+    "rare_class": lambda samples, seed, stream, rarity: RareClass(
+        class_pixels(samples), seed, stream, rarity
     ),
 }
 LABEL_FREE = ("uniform", "in_order")  # the orders a target may have

@@ -201,6 +201,7 @@ class Recipe:
             labels=None,
             seed=self.config.seed,
             order=section.order,
+            rarity=section.rarity,
         )
         if isinstance(read, PairCrops):
             return dataclasses.replace(stream, augment=AugmentPair(augment, read))

@@ -12,7 +12,7 @@ from spcl.configuration import old_words, table
 from spcl.configuration.config import Config, differences, from_dict, load, result_settings
 from spcl.configuration.layers import layered
 from spcl.data.loader import Stream
-from spcl.data.sampling import LABEL_FREE, ORDERS, InOrder, Uniform
+from spcl.data.sampling import LABEL_FREE, ORDERS, InOrder, Rarity, Uniform
 from spcl.engine.run_config import find_run, run_config
 from spcl.engine.stages import plan
 from spcl.errors import ConfigError
@@ -210,12 +210,12 @@ class Shown:
 
 def test_an_order_without_labels_looks_at_none():
     for name in LABEL_FREE:
-        order = ORDERS[name](Shown(), 0, "x")
+        order = ORDERS[name](Shown(), 0, "x", Rarity())
         assert sorted(order(position) for position in range(3)) == [0, 1, 2]
     with pytest.raises(AssertionError, match="labels were looked at"):
-        ORDERS["class_balanced"](Shown(), 0, "x")
-    assert isinstance(ORDERS["uniform"](Shown(), 0, "x"), Uniform)
-    assert isinstance(ORDERS["in_order"](Shown(), 0, "x"), InOrder)
+        ORDERS["class_balanced"](Shown(), 0, "x", Rarity())
+    assert isinstance(ORDERS["uniform"](Shown(), 0, "x", Rarity()), Uniform)
+    assert isinstance(ORDERS["in_order"](Shown(), 0, "x", Rarity()), InOrder)
 
 
 def test_what_old_words_meant_are_orders():
@@ -226,7 +226,7 @@ def test_what_old_words_meant_are_orders():
 
 def test_a_new_order_is_one_entry(monkeypatch):
     monkeypatch.setitem(
-        ORDERS, "backwards", lambda samples, seed, stream: lambda p: -p % len(samples)
+        ORDERS, "backwards", lambda samples, seed, stream, rarity: lambda p: -p % len(samples)
     )
     stream = Stream("x/source", Shown(), None, None, 0, "backwards")
     assert [stream.index(p) for p in range(4)] == [0, 2, 1, 0]

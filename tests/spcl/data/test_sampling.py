@@ -5,12 +5,16 @@ from spcl.data.sampling import (
     SUB_EPOCH,
     ClassBalanced,
     InOrder,
+    RareClass,
+    Rarity,
     Uniform,
     class_weights,
     draw_sub_epoch,
     hash_chosen,
     positions,
+    rare_class_chances,
 )
+from spcl.errors import DataError
 
 
 def test_weights_are_those_of_the_authors_formula():
@@ -107,3 +111,31 @@ def test_hash_chosen_samples_stay_chosen_when_others_come_and_go() -> None:
     assert len(chosen & {without[i] for i in hash_chosen(without, 50, "holdout")}) >= 49
     assert chosen != {names[i] for i in hash_chosen(names, 50, "validation")}
     assert len(hash_chosen(names, 999, "holdout")) == 500
+
+
+def test_rare_classes_have_the_published_chances():
+    share = np.array([0.7, 0.2, 0.1])
+    expected = {0.1: (0.00180884, 0.26845495, 0.72973621), 0.01: (0, 0.0000454, 0.9999546)}
+    for temperature, chances in expected.items():
+        assert rare_class_chances(share, temperature) == pytest.approx(chances, abs=1e-8)
+
+
+def test_rare_class_sampling_draws_classes_by_chance_and_their_images_alike():
+    # Shares .7, .2, .1; class 2 in images 0 and 3, and in image 1 with too few pixels.
+    pixels = np.array([[700, 0, 60], [700, 400, 10], [700, 200, 0], [700, 200, 330]])
+    rarity = Rarity(temperature=0.1, pixels=50)
+    order = RareClass(pixels, 3, "x/source", rarity)
+    drawn = np.bincount([order(position) for position in range(20_000)], minlength=4) / 20_000
+    share = pixels.sum(0) / pixels.sum()
+    chances = rare_class_chances(share, 0.1)
+    shown = pixels > 50
+    expected = (shown / shown.sum(0) * chances).sum(1)
+    assert np.abs(drawn - expected).max() < 5 * 0.5 / 20_000**0.5
+    again = RareClass(pixels, 3, "x/source", rarity)
+    assert [again(p) for p in (7, 3)] == [order(p) for p in (7, 3)]  # whatever was asked before
+    assert [RareClass(pixels, 4, "x", rarity)(p) for p in range(9)] != [order(p) for p in range(9)]
+
+
+def test_rare_class_sampling_says_which_setting_leaves_no_image():
+    with pytest.raises(DataError, match="most is 9; lower source.rare_class_pixels"):
+        RareClass(np.array([[9, 0]]), 0, "x", Rarity())
