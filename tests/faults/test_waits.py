@@ -11,7 +11,8 @@ from spcl.store.run_folder import RunFolder
 #: `python -m spcl.train` that beats and tells faster.
 QUICK = """
 import sys
-from spcl import cli, heartbeat
+from spcl import cli
+from spcl.store import heartbeat
 heartbeat.BEAT, heartbeat.QUIET = 0.1, 1.0
 from spcl.train import main
 sys.exit(cli.guarded(main))

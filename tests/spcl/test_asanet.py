@@ -267,7 +267,7 @@ def test_both_strategies_start_from_one_network():
 def test_on_streets_it_has_the_steps_of_the_demo_on_the_same_images(name):
     config, spcl = load("streets", name), load("streets", "spcl")
     assert sum(config.of(stage).steps for stage in config.stages) == 3600
-    assert sum(spcl.of(stage).steps for stage in spcl.engine.stages) == 3600
+    assert sum(spcl.of(stage).steps for stage in spcl.stages) == 3600
     for stage in config.stages:
         section = config.of(stage)
         assert config.batch_of(stage) == spcl.batch_of("spcl")
