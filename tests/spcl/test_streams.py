@@ -148,8 +148,8 @@ def register(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(EXTRAS, "patch", Patch)
     patch.setattr(shards.ShardSet, "has_previous", True)
     patch.setattr("spcl.engine.recipe.StoredFrames", FrameAbove)
-    for place in ("recipe", "data.catalog"):
-        patch.setattr(f"spcl.{place}.stored_flow", lambda split: FlowDown())
+    for place in ("recipe", "inputs"):
+        patch.setattr(f"spcl.engine.{place}.stored_flow", lambda split: FlowDown())
 
 
 @pytest.fixture

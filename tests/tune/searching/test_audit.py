@@ -205,7 +205,7 @@ def test_only_the_audit_scores_against_labels_of_the_target():
     """A job does under the objective target_oracle alone, in a function of its own."""
     callers = {
         f"{path.stem}.{function.name}"
-        for path in (ROOT / "tune").glob("*.py")
+        for path in (ROOT / "tune").rglob("*.py")
         for function in ast.walk(ast.parse(path.read_text()))
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
