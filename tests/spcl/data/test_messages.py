@@ -24,8 +24,12 @@ from spcl.data.shards import ShardSet
 from spcl.data.streets import __main__ as streets
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MODULES = [*sorted((REPOSITORY / "spcl/data").rglob("*.py")), REPOSITORY / "ray_jobs/ingest.py"]
-OWN = {"inspect.py": inspect, "__main__.py": streets, "catalog.py": train, "sampling.py": train}
+OTHERS = ("spcl/engine/inputs.py", "spcl/engine/planned.py", "ray_jobs/ingest.py")
+MODULES = [
+    *sorted((REPOSITORY / "spcl/data").rglob("*.py")),
+    *(REPOSITORY / name for name in OTHERS),
+]
+OWN = {"inspect.py": inspect, "__main__.py": streets, "inputs.py": train, "sampling.py": train}
 
 
 def strings(path: Path) -> Iterator[str]:
