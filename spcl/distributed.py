@@ -1,5 +1,8 @@
 """Rank, world size and reductions; each is harmless when there is one process."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -12,12 +15,30 @@ LOST = (
 )
 
 
+_on_its_own = False
+
+
+@contextlib.contextmanager
+def on_its_own() -> Iterator[None]:
+    """Within, this process has no others: for what each rank does for itself, on fake tensors."""
+    global _on_its_own
+    before, _on_its_own = _on_its_own, True
+    try:
+        yield
+    finally:
+        _on_its_own = before
+
+
+def _grouped() -> bool:
+    return not _on_its_own and dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _grouped() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _grouped() else 0
 
 
 def all_reduce(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from spcl import distributed
 from spcl.configuration.config import Config
 from spcl.engine.gradients import AtOnce, runner
 from spcl.engine.networks import new_method, new_segmentor, random_batch
@@ -96,7 +97,8 @@ def training(
     batch  images of each stream on this worker, of `workers`: with several, DDP's buckets hold the
            gradients from the first step on, and gradients are views of them
     """
-    with FakeTensorMode(), LiveBytes() as live:
+    # Under torchrun every rank counts for itself: fake tensors have nothing to send.
+    with distributed.on_its_own(), FakeTensorMode(), LiveBytes() as live:
         method = new_method(config, stage, new_segmentor(config, num_classes, weights="none"))
         running = runner(method.train(), batch, config.train)
         optimizers = method.all_optimizers()
@@ -130,7 +132,7 @@ def prediction(config: Config, size: tuple[int, int], num_classes: int, images: 
 
     What passes and evaluations do with an image, without gradients.
     """
-    with torch.no_grad(), FakeTensorMode(), LiveBytes() as live:
+    with distributed.on_its_own(), torch.no_grad(), FakeTensorMode(), LiveBytes() as live:
         segmentor = new_segmentor(config, num_classes, weights="none").eval()
         logits = segmentor(torch.empty(images, 3, *size), "target").logits
         upsample(logits.float(), size).softmax(1).max(1)
