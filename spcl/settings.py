@@ -167,8 +167,9 @@ def choose(name: Any, known: Iterable[Any], what: str) -> Any:
     if name in known:
         return name
     words = list(map(str, known))
+    listed = ", ".join(words) or "none yet"
     raise ConfigError(
-        f"{what} {name!r} is unknown; {_did_you_mean(str(name), words)}known: {', '.join(words)}"
+        f"{what} {name!r} is unknown; {_did_you_mean(str(name), words)}known: {listed}"
     )
 
 

@@ -63,8 +63,15 @@ def test_an_extra_is_a_section_a_list_entry_and_part_of_the_key(quiet):
     config = configured("source_only.extras=[quiet]", "quiet.weight=0.2")
     made = networks.new_method(config, "source_only", networks.new_segmentor(config, 5))
     assert made.extras()["quiet"].config.weight == 0.2
-    with pytest.raises(ConfigError, match="quiet"):
+    with pytest.raises(ConfigError, match="did you mean 'quiet'"):
         configured("source_only.extras=[quite]")
+
+
+def test_an_extra_that_does_not_exist_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"source_only\.extras 'quiet' is unknown; known: none yet"
+    ):
+        configured("source_only.extras=[quiet]")
 
 
 def test_an_extra_that_is_read_by_name_runs_a_whole_recipe(quiet, mini_data, tmp_path):
