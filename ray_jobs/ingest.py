@@ -44,7 +44,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(
         prog="ray_jobs/ingest.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     known = f"{', '.join(DATASETS)}, or a YAML file that describes your own"

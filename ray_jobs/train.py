@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python ray_jobs/train.py",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_run_arguments(parser)
     parser.add_argument(

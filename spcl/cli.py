@@ -83,7 +83,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, **options)
+        raw = argparse.RawDescriptionHelpFormatter  # texts and examples keep their lines
+        super().__init__(**{"allow_abbrev": False, "formatter_class": raw} | options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
@@ -123,21 +124,34 @@ class Parser(argparse.ArgumentParser):
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Arguments that say where data and results lie."""
+    add_data(parser)
+    add_storage(parser)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which recipe is meant, by files and settings."""
+    parser.add_argument("--benchmark", help="a file of configs/benchmarks (default: streets)")
+    parser.add_argument("--method", help="a file of configs/methods (default: spcl)")
+    parser.add_argument("--config", type=Path, help="a YAML file of settings, read after those two")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that runs a recipe."""
-    parser.add_argument("--benchmark", help="a file of configs/benchmarks (default: streets)")
-    parser.add_argument("--method", help="a file of configs/methods (default: spcl)")
-    parser.add_argument("--config", type=Path, help="a YAML file of settings, read after those two")
+    add_config_arguments(parser)
     parser.add_argument("--name", help="the run's name (default: made of its settings)")
     parser.add_argument("--seeds", help="e.g. 0..4 or 0,3: one run per seed, then their mean")
     add_places(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     parser.add_argument("--list", action="store_true", help="say what benchmarks and methods exist")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")
 
 
 def parse_seeds(text: str | None) -> list[int] | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spcl import cli
@@ -33,14 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m spcl.plan",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--benchmark", help="a file of configs/benchmarks (default: streets)")
-    parser.add_argument("--method", help="a file of configs/methods (default: spcl)")
-    parser.add_argument("--config", type=Path, help="a YAML file of settings, read after those two")
-    parser.add_argument("--data", help="converted data (default: $SPCL_DATA, else ./data)")
+    cli.add_config_arguments(parser)
+    cli.add_data(parser)
     parser.add_argument("--gpu", default="", help="memory of GPUs to ask about, e.g. 24GB,80GB")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. seed=1")
     arguments = parser.parse_intermixed_args(argv)
     gpus = parse_sizes(arguments.gpu)
     from spcl.configuration import table

@@ -29,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m spcl.runs",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    cli.add_storage(parser)
     after = cli.Parser(add_help=False)
     after.add_argument("--storage", default=argparse.SUPPRESS, help="the same, after the command")
     commands = parser.add_subparsers(dest="command", required=True)

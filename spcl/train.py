@@ -23,7 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m spcl.train",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)  # settings may stand anywhere

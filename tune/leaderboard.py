@@ -7,7 +7,6 @@ Prints each board in short and writes leaderboard.html, leaderboard.md and leade
 on one machine, without Ray; opens no data set and no network.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         prog="python tune/leaderboard.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--runs", nargs="+", metavar="DIR", help="storage folders to read (default: the storage)"
     )
     parser.add_argument("--out", metavar="DIR", help=f"default: <storage>/{FOLDER}")
-    parser.add_argument("--storage", help="results (default: $SPCL_STORAGE, else ./runs)")
+    cli.add_storage(parser)
     arguments = parser.parse_args(argv)
     from spcl.boards.aggregate import read_runs
     from spcl.boards.columns import plain

@@ -42,7 +42,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python tune/search.py",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--benchmark", help="a file of configs/benchmarks (default: streets)")

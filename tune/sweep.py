@@ -33,7 +33,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python tune/sweep.py",
         description=__doc__,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("file", help="a sweep file, or a name in configs/sweeps")

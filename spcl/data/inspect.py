@@ -281,7 +281,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m spcl.data.inspect",
         description="Say what a converted split holds, and draw a contact sheet of it.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="a split, or a folder of splits to list")

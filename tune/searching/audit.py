@@ -13,7 +13,6 @@ confusion matrices are kept in <experiment>/audit/, and a stopped audit goes on 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -272,7 +271,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.Parser(
         prog="python -m tune.searching.audit",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--data", type=Path, help="converted data, if moved since the search")
