@@ -110,7 +110,9 @@ def benchmark(place: Path, runs: int, images: int, seeds: int) -> dict[str, dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seeds", type=int, default=5, help="of each row")

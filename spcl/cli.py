@@ -83,8 +83,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any):
-        raw = argparse.RawDescriptionHelpFormatter  # texts and examples keep their lines
-        super().__init__(**{"allow_abbrev": False, "formatter_class": raw} | options)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)  # keeps lines
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
