@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
@@ -64,10 +63,6 @@ class PairSample(NamedTuple):
 class _Tensors:
     """Tensors whose first dimension is the samples, some of them perhaps None."""
 
-    def __len__(self) -> int:
-        """How many samples."""
-        raise NotImplementedError
-
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """With every tensor changed."""
 
@@ -84,11 +79,6 @@ class _Tensors:
                 yield from value.tensors()
             elif value is not None:
                 yield value
-
-    def split(self, size: int) -> Iterator[Self]:
-        """Parts of at most `size` samples, in order."""
-        for start in range(0, len(self), size):
-            yield self.each(itemgetter(slice(start, start + size)))
 
 
 @dataclass(frozen=True)
@@ -108,9 +98,6 @@ class Images(_Tensors):
     label: Tensor = NOT_READ
     previous: Tensor = NOT_READ
     flow: Tensor = NOT_READ
-
-    def __len__(self) -> int:
-        return len(self.position)
 
     @classmethod
     def of(cls, samples: Sequence[Sample], position: Tensor) -> Self:
@@ -136,9 +123,6 @@ class Pair(_Tensors):
     boxes: Tensor
     flips: Tensor
     position: Tensor
-
-    def __len__(self) -> int:
-        return len(self.position)
 
     @classmethod
     def of(cls, samples: Sequence[PairSample], position: Tensor) -> Self:

@@ -73,14 +73,15 @@ def random_batch(config: Config, stage: str, size: int, num_classes: int) -> Bat
 
 
 def _random_images(read: frozenset[str], size: int, scene: tuple[int, int], classes: int) -> Images:
-    every = {
-        "image": torch.randn(size, 3, *scene),
-        "label": torch.randint(0, classes, (size, *scene), dtype=torch.uint8),
-        "previous": torch.randn(size, 3, *scene),
-        "flow": torch.randn(size, 2, *scene),
+    channels = {"image": 3, "previous": 3, "flow": 2}
+    parts = {
+        name: torch.randn(size, count, *scene)
+        for name, count in channels.items()
+        if name in read | {"image"}
     }
-    wanted = {name: part for name, part in every.items() if name in read | {"image"}}
-    return Images(position=torch.arange(size), **wanted)
+    if "label" in read:
+        parts["label"] = torch.randint(0, classes, (size, *scene), dtype=torch.uint8)
+    return Images(position=torch.arange(size), **parts)
 
 
 def _random_pair(crops: PairCrops, size: int) -> Pair:
