@@ -20,6 +20,8 @@ MIB, GIB = 2**20, 2**30
 # Ours: the CUDA context, the workspaces of cuDNN and cuBLAS and what the allocator can't use.
 RESERVED = 3 * GIB // 2
 COLUMNS = ("weights", "gradients", "optimizers", "buffers", "batch", "activations", "peak")
+# With micro-batches hundreds of images may fit, and each costs the count most of a second.
+COUNTED_IN_PARTS = 8  # ours: images a worker; beyond is "or more"
 
 EXAMPLE = """example:
   python -m spcl.plan --benchmark gta5 --method spcl --gpu 24GB,80GB train.workers=4
@@ -103,9 +105,11 @@ def fits(config: Config, classes: int, name: str, size: int, peaks: dict[str, in
         f"beside {RESERVED / GIB:g} for the CUDA context and workspaces (ours)"
     ]
     for stage in config.stages:
-        batch = largest(partial(need, config, stage, classes), free)
+        counted = max(COUNTED_IN_PARTS, share(config, stage)) if config.train.micro_batch else None
+        batch = largest(partial(need, config, stage, classes), free, counted)
         setting = "train.batch" if config.of(stage).batch is None else f"{stage}.batch"
-        lines.append(f"  {stage:<16} at most {batch} images a worker: {setting}={batch * workers}")
+        told = f"{batch} images or more" if batch == counted else f"at most {batch} images"
+        lines.append(f"  {stage:<16} {told} a worker: {setting}={batch * workers}")
         if stage in over and in_parts(config, 1):
             micro_batch = largest_part(config, stage, classes, free)
             told = f"train.micro_batch={micro_batch}" if micro_batch else "not in parts either"
@@ -152,12 +156,16 @@ def footprint(config: Config, stage: str, images: int, classes: int) -> Footprin
     return training(config, stage, images, classes, workers=config.train.workers)
 
 
-def largest(need: Callable[[int], int], limit: int) -> int:
+def largest(need: Callable[[int], int], limit: int, most: int | None = None) -> int:
     """The largest number of images whose need is within the limit; 0 if one image is too many.
+
+    most  no larger one is looked for
 
     need  grows with the number, and nearly on a line: what a step needs is the largest of sums
           that each have a part for every image.  So few numbers are tried.
     """
+    if most and need(most) <= limit:
+        return most
     low, at_low = 1, need(1)
     if at_low > limit:
         return 0

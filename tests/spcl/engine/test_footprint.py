@@ -125,6 +125,7 @@ def test_the_largest_number_that_fits():
         tried.clear()
         assert plan.largest(need, limit) == slow
         assert len(tried) < 15
+        assert plan.largest(need, limit, 16) == min(slow, 16)
 
 
 def test_the_largest_part_that_fits(monkeypatch):
