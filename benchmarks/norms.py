@@ -16,6 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
@@ -65,11 +66,16 @@ def on_rank(rank: int, store: str, shapes: list, rounds: int) -> None:
         with distributed.on_its_own():
             once()
 
-    def timed(run: Step) -> float:
-        dist.barrier()
-        return seconds(lambda: (run(), dist.barrier()))  # until the slower one has finished
+    def both(run: Callable[[], object]) -> None:
+        run()
+        dist.barrier()  # until the slower one has finished
 
-    timed(once), timed(apart)
+    def timed(run: Callable[[], object]) -> float:
+        dist.barrier()
+        return seconds(both, run)
+
+    for warm_up in (once, apart):
+        timed(warm_up)
     pairs = [(timed(once), timed(apart)) for _ in range(rounds)]
     vector = torch.zeros(2 * max(shape[0] for shape in shapes) + 2)
     gathers = statistics.median(timed(partial(distributed.stack, vector)) for _ in range(PINGS))
@@ -87,6 +93,9 @@ def on_rank(rank: int, store: str, shapes: list, rounds: int) -> None:
     dist.destroy_process_group()
 
 
+Variant = Callable[[FrozenBatchNorm2d, Tensor], Tensor]
+
+
 def old(layer: FrozenBatchNorm2d, x: Tensor) -> Tensor:
     scale = layer.weight * (layer.running_var + layer.eps).rsqrt()
     bias = layer.bias - layer.running_mean * scale
@@ -98,15 +107,24 @@ def torchs(layer: FrozenBatchNorm2d, x: Tensor) -> Tensor:
     return F.batch_norm(x, *stored, eps=layer.eps)
 
 
-VARIANTS = {"ours": FrozenBatchNorm2d.forward, "the old way": old, "F.batch_norm": torchs}
+VARIANTS: dict[str, Variant] = {
+    "ours": FrozenBatchNorm2d.forward,
+    "the old way": old,
+    "F.batch_norm": torchs,
+}
 
 
 def frozen_steps() -> dict[str, Step]:
     torch.manual_seed(0)
     layer = FrozenBatchNorm2d(FROZEN_MAP[1])
-    layer.running_mean.normal_(), layer.weight.uniform_(0.5, 1.5)
+    layer.running_mean.normal_()
+    layer.weight.uniform_(0.5, 1.5)
     x = torch.randn(FROZEN_MAP).bfloat16().requires_grad_()
-    return {n: partial(step, lambda v=v: v(layer, x).sum(), [x]) for n, v in VARIANTS.items()}
+
+    def summed(variant: Variant) -> Tensor:
+        return variant(layer, x).sum()
+
+    return {name: partial(step, partial(summed, v), [x]) for name, v in VARIANTS.items()}
 
 
 def frozen(rounds: int) -> None:
