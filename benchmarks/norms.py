@@ -1,6 +1,6 @@
 """Batch norms on two ranks against two single processes, and the frozen norm in bfloat16.
 
-    python benchmarks/norms.py [--height 256] [--width 256] [--rounds 5]
+    python benchmarks/norms.py [--height 512] [--width 512] [--rounds 5]
 
 Ranks: the 104 norm layers of DeepLab-v2's ResNet-101 at one image a rank, forward and backward, as
 one group of two processes and as two processes without a group, side by side on one thread each,
@@ -144,8 +144,8 @@ def frozen(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, default=256)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
