@@ -48,6 +48,15 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def stack(vector: Tensor) -> Tensor:
+    """Every rank's vector (L,) as a row of (W, L), on every rank and without a gradient."""
+    if world_size() == 1:
+        return vector[None]
+    rows = vector.new_empty(world_size(), len(vector))
+    dist.all_gather_into_tensor(rows.view(-1), vector)
+    return rows
+
+
 def broadcast(tensor: Tensor) -> Tensor:
     """Rank 0's values on every rank, in place; returns its argument."""
     if world_size() > 1:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl import distributed
-from spcl.precision import at_least_float32
 
 DOMAINS = ("source", "target")
-_OVER = (0, 2, 3)  # what moments are taken over
+HALF = (torch.float16, torch.bfloat16)
+EXACT = 2**24  # float32 holds every whole number up to here
 
 
 def set_domain(module: nn.Module, domain: str, moves: bool = True) -> None:
@@ -46,76 +46,104 @@ def _index(domain: str) -> int:
     return DOMAINS.index(domain)
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Per channel, in float64: then the number of ranks changes no digit that float32 shows."""
-    return x.sum(_OVER, dtype=torch.float64)
-
-
 def _per_channel(vector: Tensor) -> Tensor:
     return vector[:, None, None]  # (C, 1, 1), against (B, C, h, w)
+
+
+class _Affine(torch.autograd.Function):
+    """x -> x * scale + bias in half precision: one pass in x's type, computed in float32.
+
+    The kernel is that of evaluation with mean 0 and variance 1, which reads float32 vectors beside
+    a narrower x; torch.addcmul would round them first.  Unlike F.batch_norm this keeps no copy of x
+    for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        mean, var = torch.zeros_like(scale), torch.ones_like(scale)
+        return F.batch_norm(x, mean, var, scale, bias, eps=0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return _Affine.apply(gradient, scale, torch.zeros_like(scale)), None, None
 
 
 class _Normalize(torch.autograd.Function):
     """x -> weight * (x - mean) / sqrt(var + eps) + bias, with moments over all ranks.
 
-    Written out because autograd would keep several maps where the input alone is enough.  Each
-    direction has one collective.  A rank may hold an empty batch.
+    Made of the kernels of torch's own batch norm, with one collective between them in each
+    direction.  The input alone is kept.  A rank may hold an empty batch.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = at_least_float32(x)
-        here = wide.numel() // len(weight)
-        own = _sum(wide) / max(here, 1)
-        own_mean = own.to(wide.dtype)
-        centred = wide - _per_channel(own_mean)
-        mean, var, count = _over_ranks(own, _sum(centred.square()), here)
-        mean, var = mean.to(wide.dtype), var.to(wide.dtype)
-        scale = weight * (var + eps).rsqrt()
-        offset = bias + (own_mean - mean) * scale
-        y = torch.addcmul(_per_channel(offset), centred, _per_channel(scale))
+        mean, var, count = _over_ranks(*_moments(x, weight), x.numel() // len(weight))
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, count)
-        return y.to(x.dtype), mean, var, count
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var, count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        gradient = at_least_float32(gradient)
-        centred = at_least_float32(x) - _per_channel(mean)
-        inverse = (var + ctx.eps).rsqrt()
-        local = torch.cat([_sum(gradient), _sum(gradient * centred)])
+        if gradient.stride() != x.stride():  # there the kernel would sum bfloat16 in bfloat16
+            gradient = torch.empty_like(x).copy_(gradient)
+        d_weight, d_bias = _sums(gradient, x, weight, mean, var, ctx.eps)
         # Those of parameters are of this rank, DDP adds them up.  What reaches the moments comes
         # from all ranks: every rank's loss depends on them.
-        d_bias, d_weight = local.to(mean.dtype).split(len(mean))
-        total = (distributed.all_reduce(local.clone()) / count).to(mean.dtype)
-        through_mean, through_var = total.split(len(mean))
-        scale = weight * inverse
-        d_x = torch.addcmul(_per_channel(-through_mean * scale), gradient, _per_channel(scale))
-        d_x.addcmul_(centred, _per_channel(-through_var * scale * inverse.square()))
-        return d_x.to(x.dtype), d_weight * inverse, d_bias, None
+        total = distributed.all_reduce(torch.cat([d_weight, d_bias]))
+        scale = weight * (var + ctx.eps).rsqrt()
+        through_var, through_mean = ((total / -count).to(scale.dtype) * scale.repeat(2)).chunk(2)
+        d_x = F.batch_norm(x, mean, var, through_var, through_mean, eps=ctx.eps)
+        d_x.addcmul_(gradient, _per_channel(scale.to(x.dtype)))
+        return d_x, d_weight, d_bias, None
 
 
-def _over_ranks(mean: Tensor, squares: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and count () over ranks, from each rank's own, all float64.
+def _moments(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of this rank's batch, 0 where it is empty, in like's type."""
+    zero = torch.zeros_like(like)
+    if x.numel() == 0:
+        return zero, zero
+    # Running statistics of a wider type, which do not move, ask for moments of that type.
+    return torch.ops.aten.batch_norm_update_stats(x, zero, torch.ones_like(like), 0.0)
 
-    squares  (C,) sum of squared distances from the rank's own mean
 
-    Ranks exchange moments about their own means, not plain sums of squares, which cancel where a
-    mean is large against its deviation.
+def _sums(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Sums (C,) of gradient * (x - mean) / sqrt(var + eps) and of gradient, on this rank."""
+    if x.numel() == 0:
+        return torch.zeros_like(weight), torch.zeros_like(weight)
+    wanted = [False, True, True]  # of the gradients of x, weight and bias, given fixed moments
+    _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+        gradient, x, weight, mean, var, None, None, False, eps, wanted
+    )
+    return d_weight, d_bias
+
+
+def _over_ranks(mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and count () over ranks, in float64, from each rank's own.
+
+    Ranks exchange moments about their own means (Chan et al., 1983), not sums about a shift that
+    they share: such sums cancel wherever the shift is far from the mean, as a running mean is that
+    started from 0 and has moved by a tenth.
     """
-    rows = mean.new_zeros(distributed.world_size(), 2 * len(mean) + 1)
-    rows[distributed.rank()] = torch.cat([mean, squares, mean.new_full((1,), count)])
-    rows = distributed.all_reduce(rows)  # every rank filled its own row
-    means, squares, counts = rows.split([len(mean), len(mean), 1], dim=1)  # (W, C), (W, C), (W, 1)
+    high, low = divmod(count, EXACT)  # each is a whole number that float32 holds
+    lanes = [mean, var, mean.new_full((1,), high), mean.new_full((1,), low)]
+    rows = distributed.stack(torch.cat(lanes)).double()
+    means, variances, highs, lows = rows.split([len(mean), len(mean), 1, 1], dim=1)  # (W, C or 1)
+    counts = highs * EXACT + lows
     total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    between = (counts * (means - mean).square()).sum(0)
-    return mean, (squares.sum(0) + between) / total, total
+    shares = counts / total
+    mean = (shares * means).sum(0)
+    var = (shares * (variances + (means - mean).square())).sum(0)
+    return mean, var, total
 
 
 def batch_norm(
@@ -230,9 +258,10 @@ class FrozenBatchNorm2d(nn.Module):
         """(B, C, h, w) -> the same, in x's type, by the stored moments."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         bias = self.bias - self.running_mean * scale
+        if x.dtype in HALF:
+            return _Affine.apply(x, scale, bias)
         # Unlike F.batch_norm this keeps no copy of x for the backward pass.
-        y = torch.addcmul(_per_channel(bias), at_least_float32(x), _per_channel(scale))
-        return y.to(x.dtype)
+        return torch.addcmul(_per_channel(bias), x, _per_channel(scale))
 
     def _load_from_state_dict(self, state: dict, prefix: str, *rest: Any) -> None:
         state.pop(prefix + "num_batches_tracked", None)

@@ -1,8 +1,10 @@
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from processes import run_ranks
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl.models import normalization
 from spcl.models.normalization import (
@@ -220,12 +222,17 @@ def test_running_has_the_state_of_a_batch_norm_and_no_parameter():
 
 # Several ranks: four images on one rank, or split between two.
 
-SPLITS = {"even": (slice(0, 2), slice(2, 4)), "all on one": (slice(0, 4), slice(4, 4))}
+SPLITS = {
+    "even": (slice(0, 2), slice(2, 4)),
+    "uneven": (slice(0, 1), slice(1, 4)),
+    "all on one": (slice(0, 4), slice(4, 4)),
+    "none on the first": (slice(0, 0), slice(0, 4)),
+}
 
 
 def two_steps(mine):
-    """Output and gradients of the second of two steps, and the buffers after it."""
-    layer, x = affine(DomainNorm(CHANNELS)), maps()
+    """Output and gradients of the second of two steps, and the buffers after it, in float64."""
+    layer, x = affine(DomainNorm(CHANNELS).double()), maps(dtype=torch.float64)
     weights = uneven(x)
     step(layer, x[mine] * 2, weights[mine])
     results = step(layer, x[mine], weights[mine])
@@ -233,15 +240,49 @@ def two_steps(mine):
 
 
 def two_domains(mine):
-    layer, x = frozen_map(RunningBatchNorm2d(CHANNELS)), maps()
+    layer, x = frozen_map(RunningBatchNorm2d(CHANNELS).double()), maps(dtype=torch.float64)
     results = source_then_target(layer, x[mine], uneven(x)[mine])
     return *results, layer.running_mean, layer.running_var
 
 
+def far_from_zero(mine):
+    """Output, gradient of x and moments in float32 where a mean is 1000 deviations, two steps."""
+    x = (torch.randn(4, CHANNELS, 20, 20, generator=torch.Generator().manual_seed(2)) + 1000)[mine]
+    layer = DomainNorm(CHANNELS)
+    for _ in range(2):  # by the second the running mean is 100: no shift to sum about
+        y, d_x, *_ = step(layer, x, x - 1000)
+    return y, d_x, *_moments(layer, x)
+
+
+def _moments(layer, x):
+    """Moments over ranks of one more batch."""
+    mean, var, _ = normalization._over_ranks(
+        *normalization._moments(x, layer.weight.detach()), x.numel() // CHANNELS
+    )
+    return mean, var
+
+
+def collectives(mine):
+    """The sizes, in bytes, of what a rank sends in the forward and backward of one layer."""
+    sizes, layer, x = [], DomainNorm(CHANNELS), maps()[mine].requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_reduce", "all_gather_into_tensor", "broadcast"):
+            real = getattr(dist, name)
+
+            def counted(*tensors, real=real):
+                sizes.append(tensors[-1].nbytes)
+                return real(*tensors)
+
+            patch.setattr(dist, name, counted)
+        layer(x).square().sum().backward()
+    return sizes
+
+
 def on_rank(rank):
+    half = SPLITS["even"][rank]
     return {
         name: (two_steps(split[rank]), two_domains(split[rank])) for name, split in SPLITS.items()
-    }
+    } | {"far": far_from_zero(half), "collectives": collectives(half)}
 
 
 @pytest.fixture(scope="module")
@@ -249,17 +290,21 @@ def ranks():
     return run_ranks(on_rank, 2)
 
 
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_two_ranks_equal_one(ranks, split):
     y, d_x, d_weight, d_bias, *buffers = two_steps(slice(0, 4))
     first, second = (rank[split][0] for rank in ranks)
-    assert_close(torch.cat([first[0], second[0]]), y)
-    assert_close(torch.cat([first[1], second[1]]), d_x)
-    assert_close(first[2] + second[2], d_weight)
-    assert_close(first[3] + second[3], d_bias)
+    assert_same(torch.cat([first[0], second[0]]), y)
+    assert_same(torch.cat([first[1], second[1]]), d_x)
+    assert_same(first[2] + second[2], d_weight)
+    assert_same(first[3] + second[3], d_bias)
     for a, b, c in zip(first[4:], second[4:], buffers, strict=True):
         assert torch.equal(a, b)
-        assert_close(a, c)
+        assert_same(a, c)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -267,7 +312,114 @@ def test_two_ranks_equal_one_with_running_statistics(ranks, split):
     *maps_alone, mean, var = two_domains(slice(0, 4))
     first, second = (rank[split][1] for rank in ranks)
     for a, b, c in zip(first, second, maps_alone, strict=False):  # outputs, and x's gradient
-        assert_close(torch.cat([a, b]), c)
+        assert_same(torch.cat([a, b]), c)
     for a, b, c in zip(first[3:], second[3:], (mean, var), strict=True):
         assert torch.equal(a, b)
-        assert_close(a, c)
+        assert_same(a, c)
+
+
+def test_a_layer_has_one_small_collective_in_each_direction(ranks):
+    float32 = 4  # bytes
+    for rank in ranks:  # mean, variance and a count in two parts; two sums
+        assert rank["collectives"] == [(2 * CHANNELS + 2) * float32, 2 * CHANNELS * float32]
+
+
+def test_ranks_do_not_cancel_where_a_mean_is_1000_deviations(ranks):
+    x = torch.randn(4, CHANNELS, 20, 20, generator=torch.Generator().manual_seed(2)) + 1000
+    truth = x.double()  # of the float32 values themselves
+    y, d_x, _, _ = step(DomainNorm(CHANNELS).double(), truth, truth - 1000)
+    first, second = (rank["far"] for rank in ranks)
+    assert (torch.cat([first[0], second[0]]) - y).abs().max() < 1e-3
+    assert (torch.cat([first[1], second[1]]) - d_x).abs().max() < 1e-3
+    for mean, var in (first[2:], second[2:]):
+        assert (mean - truth.mean((0, 2, 3))).abs().max() < 1e-4
+        assert (var / truth.var((0, 2, 3), unbiased=False) - 1).abs().max() < 1e-4
+
+
+def test_count_beyond_what_float32_holds_is_exact():
+    odd = 2**24 + 1
+    mean = torch.zeros(CHANNELS)
+    assert normalization._over_ranks(mean, mean + 1, odd)[2].item() == odd
+
+
+# What is kept and what is made, in bytes of the input.
+
+
+class FullSize(TorchDispatchMode):
+    """Counts the results of operations that are new and as large as the input, by type."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.made = size, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.numel() == self.size:
+                if tensor.untyped_storage().data_ptr() not in given:
+                    self.made.append(tensor.dtype)
+        return result
+
+
+def kept(layer, x):
+    """Output, and the sizes of what autograd keeps for the backward pass."""
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = layer(x)
+    return y, [t.untyped_storage().data_ptr() for t in saved if t.numel() == x.numel()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_makes_its_output_and_its_gradient_and_keeps_its_input(dtype, monkeypatch):
+    monkeypatch.setattr(normalization, "_alone", normalization._together)
+    for layer, inputs in ((DomainNorm(CHANNELS), 1), (FrozenBatchNorm2d(CHANNELS), 0)):
+        x = maps().to(dtype).requires_grad_()
+        with FullSize(x.numel()) as forward:
+            y, saved = kept(layer, x)
+        assert saved == inputs * [x.untyped_storage().data_ptr()]
+        gradient = torch.ones_like(y)
+        with FullSize(x.numel()) as backward:
+            y.backward(gradient)
+        assert forward.made == [dtype] and backward.made == [dtype]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_in_bfloat16_rounds_once(layout):
+    layer = affine(FrozenBatchNorm2d(CHANNELS))
+    layer.running_mean.copy_(torch.tensor([5.0, -3.0, 2.0]))
+    layer.running_var.copy_(torch.tensor([2.0, 0.3, 9.0]))
+    x = maps().bfloat16().to(memory_format=layout).requires_grad_()
+    weights = uneven(x).bfloat16().to(memory_format=layout)
+    y = layer(x)
+    (d_x,) = torch.autograd.grad(y, x, weights)
+    truth = x.detach().double().requires_grad_()
+    wide = affine(FrozenBatchNorm2d(CHANNELS)).double()
+    wide.load_state_dict(layer.state_dict())
+    expected = wide(truth)
+    (d_truth,) = torch.autograd.grad(expected, truth, weights.double())
+    assert y.dtype == d_x.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=layout) and d_x.is_contiguous(memory_format=layout)
+    for found, true in ((y, expected), (d_x, d_truth)):
+        # Half a last place, and float32's rounding where the two terms cancel.
+        assert ((found - true).abs() <= 2**-8 * true.abs() + 1e-5).all()
+
+
+def test_gradient_of_another_layout_gives_the_same(kernel):
+    x = maps().bfloat16().requires_grad_()
+    layer, given = affine(DomainNorm(CHANNELS)), uneven(x).bfloat16()
+    results = [
+        torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], g)
+        for g in (given, given.to(memory_format=torch.channels_last))
+    ]
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-2, rtol=1e-2)
+
+
+def test_half_precision_has_the_gradient_of_float32(kernel):
+    x = maps().bfloat16()
+    weights = uneven(x)
+    found = step(affine(DomainNorm(CHANNELS)), x, weights)
+    expected = step(affine(DomainNorm(CHANNELS).double()), x.double(), weights.bfloat16().double())
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 2**-6 * b.abs().max()
