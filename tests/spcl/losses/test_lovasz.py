@@ -218,6 +218,21 @@ def test_equal_errors_have_the_weights_of_their_order_on_any_number_of_threads()
     assert torch.allclose(found[0], wanted, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_sorting_by_bits_gives_the_bits_of_a_stable_sort_of_all_classes(over, monkeypatch):
+    """As a GPU has it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 9, 5, 6, generator=generator, requires_grad=True)
+    truth = torch.randint(0, 6, (2, 40, 50), generator=generator)
+    truth[:, :3] = IGNORE_INDEX
+    results = []
+    for here in (True, False):
+        monkeypatch.setattr("spcl.losses.lovasz._can_be_read", lambda x, here=here: here)
+        loss = lovasz_softmax(logits, truth, over)[0]
+        results.append(torch.autograd.grad(loss, logits)[0])
+    assert results[0].any() and torch.equal(*results)
+
+
 class Rows(TorchDispatchMode):
     """How many rows are put into order."""
 
