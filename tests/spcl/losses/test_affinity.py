@@ -9,6 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl.cli import REPOSITORY
+from spcl.losses.adversarial import players
 from spcl.losses.affinity import (
     BORDERS,
     NEIGHBOURS,
@@ -17,6 +18,7 @@ from spcl.losses.affinity import (
     affinity_convolution_apart,
     probabilities,
 )
+from spcl.models.discriminator import Discriminator
 
 BOTH = [(n, border) for n in NEIGHBOURS for border in BORDERS]
 EPS = 1e-4
@@ -403,6 +405,18 @@ def test_two_pixels_share_the_logarithms_of_their_product(neighbours):
     # One for each two neighbours, one of P itself; the border's margin has a few more.
     assert p.numel() * (neighbours // 2 + 1) <= forward < 1.2 * p.numel() * (neighbours // 2 + 1)
     assert taken.elements == 2 * forward  # both players' gradients in one pass
+
+
+def test_a_game_sees_the_target_once_for_both_players():
+    source, target = random_logits((2, 1, 3, 32, 32)).softmax(2)
+    discriminator = Discriminator(24, 2, affinity_convolution, affinity_convolution_apart).double()
+    with Logarithms() as taken:
+        discriminator(source)
+        alone = taken.elements
+        losses = players(discriminator, source, target)
+        assert taken.elements == 3 * alone
+        sum(total for total, _ in losses).backward()
+    assert taken.elements == 5 * alone
 
 
 # Probabilities.
