@@ -3,32 +3,39 @@
 Source: AdaptSegNet, arXiv:1802.10349.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from spcl.precision import at_least_float32
 
 SOURCE, TARGET = 0.0, 1.0  # what the discriminator should say
 
 
+class Apart(Protocol):
+    """A discriminator, as `spcl.models.discriminator` has it."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    def apart(self, x: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
 def players(
-    discriminator: nn.Module, source: Tensor, target: Tensor
+    discriminator: Apart, source: Tensor, target: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Losses, each (sum, count): the segmentor's, the discriminator's about source, about target.
 
     The segmentor loses where the discriminator tells target from source.
     source, target  what the discriminator is shown of each domain, (B, C, H, W)
 
-    One backward serves both players: the segmentor's loss comes through a discriminator of detached
-    parameters, the discriminator learns from detached inputs.
+    One backward serves both players: through what `apart` returns, the segmentor's loss leaves the
+    discriminator's parameters alone, and the discriminator's the target.
     """
-    frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    fooling = functional_call(discriminator, frozen, target)
+    fooling, telling = discriminator.apart(target)
     on_source = bce_to(discriminator(source.detach()), SOURCE)
-    on_target = bce_to(discriminator(target.detach()), TARGET)
-    return bce_to(fooling, SOURCE), on_source, on_target
+    return bce_to(fooling, SOURCE), on_source, bce_to(telling, TARGET)
 
 
 def bce_to(logits: Tensor, target: float) -> tuple[Tensor, Tensor]:

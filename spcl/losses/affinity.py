@@ -23,6 +23,9 @@ NEIGHBOURS = {
 BORDERS = ("replicate", "valid")
 ITSELF = (0, 0)
 Offset = tuple[int, int]
+Window = tuple[Any, ...]  # an index of rows and columns
+#: Elements of each temporary, for each thread: more leave a CPU's cache, fewer cost calls.
+STRIP = 2**17
 
 
 def probabilities(logits: Tensor, size: tuple[int, ...], stride: int = 1) -> Tensor:
@@ -96,21 +99,52 @@ def affinity_convolution(
 
     Computed in at least float32.  Source: ASANet, arXiv:2009.12559; the clamp is its code's.
     """
+    (result,) = _convolved(probabilities, layer, margin, (neighbours, border, eps), copies=1)
+    return result
+
+
+def affinity_convolution_apart(
+    probabilities: Tensor,
+    layer: nn.Conv2d,
+    margin: tuple[int, int] = (0, 0),
+    *,
+    neighbours: int = 8,
+    border: str = "replicate",
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """What `affinity_convolution` returns, computed once and returned twice.
+
+    Gradients go through the first to the probabilities alone, through the second to `layer` alone.
+    """
+    first, second = _convolved(probabilities, layer, margin, (neighbours, border, eps), copies=2)
+    return first, second
+
+
+def _convolved(
+    probabilities: Tensor,
+    layer: nn.Conv2d,
+    margin: tuple[int, int],
+    options: tuple[int, str, float],
+    copies: int,
+) -> tuple[Tensor, ...]:
+    neighbours, border, eps = options
     p = at_least_float32(probabilities)
     # A neighbour of probability 1 changes nothing: A and its gradient are 0 there.
     padded = _padded(p, border, nothing=1.0)
+    padded = _as_fast(padded)
     geometry = layer.stride, layer.padding
     with without_autocast(p):
         return _Convolution.apply(
-            padded, layer.weight, layer.bias, geometry, margin, neighbours, eps
+            padded, layer.weight, layer.bias, geometry, margin, neighbours, eps, copies
         )
 
 
 class _Convolution(torch.autograd.Function):
-    """One neighbour after the other, and again in the backward pass: nothing is kept but P.
+    """Two opposite neighbours at a time, and again in the backward pass: nothing is kept but P.
 
     Written out because autograd would keep ten maps of each neighbour, and is twice as slow with
-    checkpoints.
+    checkpoints.  Of two copies of the result, the first is for P's gradient, the last for the
+    layer's.
     """
 
     @staticmethod
@@ -123,57 +157,79 @@ class _Convolution(torch.autograd.Function):
         margin: tuple[int, int],
         neighbours: int,
         eps: float,
-    ) -> Tensor:
+        copies: int,
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(padded, weight)
         ctx.arguments = geometry, margin, neighbours, eps
-        result, logs = bias[:, None, None], _logs(padded, eps)
-        for offset, part in zip(NEIGHBOURS[neighbours], weight.chunk(neighbours, 1), strict=True):
-            seen = _enlarged(_pair(padded, offset, logs, eps).map(), margin)
-            result = result + F.conv2d(seen, part, None, *geometry)
-            del seen  # before the next is made
-        return result
+        ctx.set_materialize_grads(False)  # None for the player that has no part in the loss
+        field, parts = _Field.of(padded, eps), [*map(_as_fast, weight.chunk(neighbours, 1))]
+        result, seen = bias[:, None, None], _two_maps(padded, margin)
+        for offset, ways in _opposites(neighbours):
+            for rows in _strips(padded):
+                for pair, maps in zip(field.strip(rows).pairs(offset), seen, strict=True):
+                    pair.map(out=maps[..., rows, : field.width])
+            for way, maps in zip(ways, seen, strict=True):
+                result = result + F.conv2d(maps, parts[way], None, *geometry)
+        return (result, result.detach())[:copies]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         padded, weight = ctx.saved_tensors
         geometry, margin, neighbours, eps = ctx.arguments
-        wants_p, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        p, logs, d_weight = _at(padded, ITSELF), _logs(padded, eps), []
-        if wants_p:
-            result = torch.zeros_like(padded)
-            through_p, through_rest = torch.zeros_like(p), torch.zeros_like(p)  # c(P_i), c(1 - P_i)
-        for offset, part in zip(NEIGHBOURS[neighbours], weight.chunk(neighbours, 1), strict=True):
-            pair = _pair(padded, offset, logs, eps)
-            if wants_weight:
-                seen = _enlarged(pair.map(), margin)
-                d_weight.append(conv2d_weight(seen, part.shape, gradient, *geometry))
-                del seen
-            if wants_p:
-                height, width = p.shape[-2:]
-                shape = (*p.shape[:2], height + margin[0], width + margin[1])
-                d_map = conv2d_input(shape, part, gradient, *geometry)[..., :height, :width]
-                through_p.addcmul_(d_map, pair.q)
-                through_rest.addcmul_(d_map, pair.rest)
-                d_q = pair.slope(eps).mul_(d_map)
-                _at(result, ITSELF).addcmul_(d_q, _at(padded, offset))
-                _at(result, offset).addcmul_(d_q, p)
-                del d_map, d_q
-            del pair
-        if wants_p:
-            rest = 1 - p
-            _at(result, ITSELF).sub_(_where_above(eps, p, through_p.div_(p)))
-            _at(result, ITSELF).add_(_where_above(eps, rest, through_rest.div_(rest)))
+        for_p, for_weight, for_bias = (
+            gradient if wanted else None
+            for gradient, wanted in zip(
+                (gradients[0], gradients[-1], gradients[-1]), ctx.needs_input_grad, strict=False
+            )
+        )
+        field, parts = _Field.of(padded, eps), [*map(_as_fast, weight.chunk(neighbours, 1))]
+        seen, d_weight = _two_maps(padded, margin), [weight] * neighbours
+        d_p = None if for_p is None else _Gradient(field)
+        for offset, ways in _opposites(neighbours):
+            if for_p is not None:
+                d_maps = [conv2d_input(seen[0].shape, parts[w], for_p, *geometry) for w in ways]
+            for rows in _strips(padded):
+                pairs = field.strip(rows).pairs(offset)
+                if for_weight is not None:
+                    for pair, maps in zip(pairs, seen, strict=True):
+                        pair.map(out=maps[..., rows, : field.width])
+                if d_p:
+                    d_p.add(rows, offset, pairs, [d[..., rows, : field.width] for d in d_maps])
+            if for_weight is not None:
+                for way, maps in zip(ways, seen, strict=True):
+                    d_weight[way] = conv2d_weight(maps, parts[way].shape, for_weight, *geometry)
         return (
-            result if wants_p else None,
-            torch.cat(d_weight, 1) if wants_weight else None,
-            gradient.sum((0, 2, 3)) if wants_bias else None,
-            *[None] * 4,
+            d_p.total() if d_p else None,
+            None if for_weight is None else torch.cat(d_weight, 1),
+            None if for_bias is None else for_bias.sum((0, 2, 3)),
+            *[None] * 5,
         )
 
 
-def _enlarged(x: Tensor, margin: tuple[int, int]) -> Tensor:
-    return F.pad(x, (0, margin[1], 0, margin[0])) if any(margin) else x
+def _as_fast(x: Tensor) -> Tensor:
+    """Channels last on a CPU: its convolutions of few channels are faster, and their results so."""
+    return x if x.is_cuda else x.contiguous(memory_format=torch.channels_last)
+
+
+def _opposites(neighbours: int) -> list[tuple[Offset, tuple[int, int]]]:
+    """Half of the neighbours; each with its number and that of the one at the other side."""
+    offsets = NEIGHBOURS[neighbours]
+    return [(offsets[i], (i, neighbours - 1 - i)) for i in range(neighbours // 2)]
+
+
+def _two_maps(padded: Tensor, margin: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Maps of two neighbours, to be written: zeros, with `margin` rows and columns that stay so."""
+    larger = F.pad(_at(padded, ITSELF), (0, margin[1], 0, margin[0]))
+    return torch.zeros_like(larger), torch.zeros_like(larger)
+
+
+def _strips(padded: Tensor) -> list[slice]:
+    """The rows of the image, as many at a time as a CPU's cache holds: a GPU takes all."""
+    rows = padded.shape[-2] - 2
+    some = torch.get_num_threads() * STRIP // padded[..., 0, :].numel()
+    step = rows if padded.is_cuda else max(1, some)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class _Pair(NamedTuple):
@@ -184,33 +240,105 @@ class _Pair(NamedTuple):
     ln_q: Tensor  # ln(c(q) / c(P_i))
     ln_rest: Tensor  # ln(c(1 - q) / c(1 - P_i))
 
-    def map(self) -> Tensor:
-        return (self.q * self.ln_q).addcmul_(self.rest, self.ln_rest)
-
-    def slope(self, eps: float) -> Tensor:
-        """The map's derivative by q.  Overwrites the logarithms."""
-        by_rest = _where_above(eps, self.rest, self.ln_rest.add_(1))
-        return _where_above(eps, self.q, self.ln_q.add_(1)).sub_(by_rest)
+    def map(self, out: Tensor) -> None:
+        torch.mul(self.q, self.ln_q, out=out).addcmul_(self.rest, self.ln_rest)
 
 
-def _logs(padded: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """ln P with the margin; ln c(P_i); ln c(1 - P_i)."""
-    logs, least = padded.log(), math.log(eps)
-    return (
-        logs,
-        _at(logs, ITSELF).clamp(least),
-        _at(padded, ITSELF).neg().log1p_().clamp_(least),
-    )
+class _Field(NamedTuple):
+    """Probabilities with a margin of one pixel, and their logarithms; (B, K, H + 2, W + 2) each."""
+
+    p: Tensor
+    ln: Tensor
+    ln_rest: Tensor  # ln c(1 - P)
+    eps: float
+
+    @classmethod
+    def of(cls, padded: Tensor, eps: float) -> "_Field":
+        return cls(padded, padded.log(), padded.neg().log1p_().clamp_(math.log(eps)), eps)
+
+    @property
+    def width(self) -> int:
+        return self.p.shape[-1] - 2
+
+    def strip(self, rows: slice) -> "_Field":
+        p, ln, ln_rest = (_with_margin(x, rows) for x in self[:3])
+        return _Field(p, ln, ln_rest, self.eps)
+
+    def pairs(self, offset: Offset) -> tuple[_Pair, _Pair]:
+        """Each pixel with its neighbour at the offset, and with that at the other side.
+
+        q is the same for both ways between two pixels, and so are its logarithms, which are slow.
+        """
+        one, other, there, back = _windows(self.p, offset)
+        least = math.log(self.eps)
+        # That of q is a sum of two that are known.
+        ln_q = (self.ln[one] + self.ln[other]).clamp_(least)
+        q = self.p[one] * self.p[other]
+        rest = q.neg()
+        ln_rest = rest.log1p().clamp_(least)
+        q, rest = q.clamp_(self.eps), rest.add_(1).clamp_(self.eps)
+        ln_p, ln_rest_p = _at(self.ln, ITSELF).clamp(least), _at(self.ln_rest, ITSELF)
+        first, second = (
+            _Pair(q[way], rest[way], ln_q[way] - ln_p, ln_rest[way] - ln_rest_p)
+            for way in (there, back)
+        )
+        return first, second
 
 
-def _pair(padded: Tensor, offset: Offset, logs: tuple[Tensor, Tensor, Tensor], eps: float) -> _Pair:
-    ln, ln_p, ln_rest_p = logs
-    q = _at(padded, ITSELF) * _at(padded, offset)
-    # A logarithm is slow: that of q is a sum of two that are known.
-    ln_q = (_at(ln, ITSELF) + _at(ln, offset)).clamp_(math.log(eps)).sub_(ln_p)
-    ln_rest = q.neg().log1p_().clamp_(math.log(eps)).sub_(ln_rest_p)
-    rest = (1 - q).clamp_(eps)
-    return _Pair(q.clamp_(eps), rest, ln_q, ln_rest)
+class _Gradient:
+    """The gradient of P, gathered from strips and pairs."""
+
+    def __init__(self, field: _Field):
+        self.field = field
+        self.of_q = torch.zeros_like(field.p)  # through q
+        self.of_p = torch.zeros_like(_at(field.p, ITSELF))  # through ln c(P_i)
+        self.of_rest = torch.zeros_like(self.of_p)  # through ln c(1 - P_i)
+
+    def add(
+        self, rows: slice, offset: Offset, pairs: tuple[_Pair, _Pair], d_maps: list[Tensor]
+    ) -> None:
+        """Add what two opposite neighbours give.  Overwrites the logarithms of the pairs."""
+        eps = self.field.eps
+        p, of_q = _with_margin(self.field.p, rows), _with_margin(self.of_q, rows)
+        one, other, *ways = _windows(p, offset)
+        q = p[one] * p[other]
+        by_q, by_rest = torch.zeros_like(q), torch.zeros_like(q)
+        for pair, d_map, way in zip(pairs, d_maps, ways, strict=True):
+            self.of_p[..., rows, :].addcmul_(d_map, pair.q)
+            self.of_rest[..., rows, :].addcmul_(d_map, pair.rest)
+            by_q[way].addcmul_(d_map, pair.ln_q.add_(1))
+            by_rest[way].addcmul_(d_map, pair.ln_rest.add_(1))
+        d_q = _where_above(eps, q, by_q).sub_(_where_above(eps, 1 - q, by_rest))
+        of_q[one].addcmul_(d_q, p[other])
+        of_q[other].addcmul_(d_q, p[one])
+
+    def total(self) -> Tensor:
+        p, eps = _at(self.field.p, ITSELF), self.field.eps
+        rest = 1 - p
+        _at(self.of_q, ITSELF).sub_(_where_above(eps, p, self.of_p.div_(p)))
+        _at(self.of_q, ITSELF).add_(_where_above(eps, rest, self.of_rest.div_(rest)))
+        return self.of_q
+
+
+def _with_margin(padded: Tensor, rows: slice) -> Tensor:
+    """Those rows of the image, with those above and below."""
+    return padded[..., rows.start : rows.stop + 2, :]
+
+
+def _windows(padded: Tensor, offset: Offset) -> tuple[Window, Window, Window, Window]:
+    """Of all pairs of pixels at `offset` from each other, of which one or both are in the image.
+
+    Windows on what has a margin: the one of each pair, and the other.  Windows on the result: pairs
+    whose one is in the image, and pairs whose other is.
+    """
+    sides: list[tuple[slice, ...]] = []
+    for shift, side in zip(offset, padded.shape[-2:], strict=True):
+        image, least = side - 2, 1 - max(shift, 0)
+        starts = least, least + shift, max(shift, 0), max(-shift, 0)
+        lengths = image + abs(shift), image + abs(shift), image, image
+        sides.append(tuple(slice(a, a + n) for a, n in zip(starts, lengths, strict=True)))
+    one, other, there, back = ((..., *window) for window in zip(*sides, strict=True))
+    return one, other, there, back
 
 
 def _where_above(least: float, x: Tensor, value: Tensor) -> Tensor:

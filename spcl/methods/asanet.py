@@ -6,9 +6,10 @@ the schedule.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from spcl.data.batch import Batch
-from spcl.losses.affinity import affinity_convolution, probabilities
+from spcl.losses.affinity import affinity_convolution, affinity_convolution_apart, probabilities
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Outputs, Seen, Term
 from spcl.methods.optimization import poly_factor
@@ -38,15 +39,14 @@ class ASANet(AdversarialMethod):
     config: ASANetConfig
 
     def __init__(self, segmentor: Segmentor, config: ASANetConfig):
+        shown: dict[str, Any] = {
+            name: getattr(config, name) for name in ("neighbours", "border", "eps")
+        }
         discriminator = Discriminator(
             config.neighbours * segmentor.num_classes,
             width=config.discriminator_width,
-            first=partial(
-                affinity_convolution,
-                neighbours=config.neighbours,
-                border=config.border,
-                eps=config.eps,
-            ),
+            first=partial(affinity_convolution, **shown),
+            first_apart=partial(affinity_convolution_apart, **shown),
         )
         super().__init__(segmentor, config, discriminator)
 

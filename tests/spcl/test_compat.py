@@ -227,6 +227,9 @@ class Recorder(nn.Module):
         self.shown.append(round(float(probabilities.max()), 8))
         return self.weight * probabilities
 
+    def apart(self, probabilities):
+        return self(probabilities), self(probabilities.detach())
+
 
 def one_class():
     image, label = torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -251,7 +254,7 @@ def test_the_discriminator_sees_the_source_divided_and_never_the_target(rule, so
     made = Adversarial(ThreeLogits(), settings).double()
     made.critic = Recorder()
     made(one_class(), Step(0))
-    judged, on_source, on_target = made.discriminator.shown
+    judged, on_target, on_source = made.discriminator.shown
     assert (judged, on_source, on_target) == pytest.approx((SHARP, source, SHARP), abs=1e-7)
 
 

@@ -9,13 +9,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spcl.cli import REPOSITORY
+from spcl.losses.adversarial import players
 from spcl.losses.affinity import (
     BORDERS,
     NEIGHBOURS,
     affinity_cleaning,
     affinity_convolution,
+    affinity_convolution_apart,
     probabilities,
 )
+from spcl.models.discriminator import Discriminator
 
 BOTH = [(n, border) for n in NEIGHBOURS for border in BORDERS]
 EPS = 1e-4
@@ -337,6 +340,85 @@ def test_autocast_stays_in_float32():
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+# Apart: one computation, two gradients.
+
+
+@pytest.mark.parametrize(("neighbours", "border"), BOTH)
+def test_apart_is_the_convolution_twice_and_each_copy_has_its_own_gradient(neighbours, border):
+    logits, layer = random_logits(), first_layer(neighbours)
+    p, options = logits.softmax(1), {"neighbours": neighbours, "border": border}
+    for_p, for_layer = affinity_convolution_apart(p, layer, (1, 2), **options)
+    plain = affinity_convolution(p, layer, (1, 2), **options)
+    assert torch.equal(for_p, plain) and torch.equal(for_layer, plain)
+    to = logits, layer.weight, layer.bias
+    one, *none = torch.autograd.grad(for_p.square().sum(), to, retain_graph=True, allow_unused=True)
+    assert none == [None, None]
+    none, *others = torch.autograd.grad(
+        for_layer.pow(3).sum(), to, retain_graph=True, allow_unused=True
+    )
+    assert none is None
+    larger = F.pad(naive_maps(p, neighbours, border), (0, 2, 0, 1))
+    wanted = torch.autograd.grad(layer(larger).square().sum(), logits, retain_graph=True)
+    wanted += torch.autograd.grad(layer(larger).pow(3).sum(), to[1:])
+    together = torch.autograd.grad(for_p.square().sum() + for_layer.pow(3).sum(), to)
+    for mine, both, right in zip((one, *others), together, wanted, strict=True):
+        assert torch.allclose(mine, right, rtol=1e-9, atol=1e-9) and right.abs().max() > 0.1
+        assert torch.equal(mine, both)
+
+
+@pytest.mark.parametrize(("neighbours", "border"), BOTH)
+@pytest.mark.parametrize("strip", [1, 2 * 3 * 5 * 3])
+def test_strips_change_no_bit(neighbours, border, strip, monkeypatch):
+    logits, layer = random_logits((2, 3, 7, 5)), first_layer(neighbours)
+    results = []
+    for elements in (2**17, strip):
+        monkeypatch.setattr("spcl.losses.affinity.STRIP", elements)
+        y = affinity_convolution(logits.softmax(1), layer, neighbours=neighbours, border=border)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (logits, layer.weight))))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][2], results[1][2])
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-12, atol=1e-13)
+
+
+class Logarithms(TorchDispatchMode):
+    """Elements of which a logarithm is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.log1p, torch.ops.aten.log1p_):
+            self.elements += args[0].numel()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("neighbours", NEIGHBOURS)
+def test_two_pixels_share_the_logarithms_of_their_product(neighbours):
+    p = random_logits((1, 3, 40, 50)).softmax(1)
+    with Logarithms() as taken:
+        for_p, for_layer = affinity_convolution_apart(
+            p, first_layer(neighbours), neighbours=neighbours
+        )
+        forward = taken.elements
+        (for_p + for_layer).sum().backward()
+    # One for each two neighbours, one of P itself; the border's margin has a few more.
+    assert p.numel() * (neighbours // 2 + 1) <= forward < 1.2 * p.numel() * (neighbours // 2 + 1)
+    assert taken.elements == 2 * forward  # both players' gradients in one pass
+
+
+def test_a_game_sees_the_target_once_for_both_players():
+    source, target = random_logits((2, 1, 3, 32, 32)).softmax(2)
+    discriminator = Discriminator(24, 2, affinity_convolution, affinity_convolution_apart).double()
+    with Logarithms() as taken:
+        discriminator(source)
+        alone = taken.elements
+        losses = players(discriminator, source, target)
+        assert taken.elements == 3 * alone
+        sum(total for total, _ in losses).backward()
+    assert taken.elements == 5 * alone
+
+
 # Probabilities.
 
 
@@ -388,8 +470,8 @@ def test_the_counter_sees_what_lives_together():
 def test_forward_and_backward_need_less_than_a_quarter_of_the_naive_memory(what, monkeypatch):
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")  # as `python benchmarks/affinity.py`
     benchmark = importlib.import_module("benchmarks.affinity")
-    p, _ = benchmark.inputs((32, 64), "cpu")
-    made = benchmark.steps(what, (32, 64), "cpu")
+    p = benchmark.inputs(what, (64, 128), "cpu")[0]
+    made = benchmark.steps(what, (64, 128), "cpu")
     ours, naive = (peak_bytes(made[name]) for name in ("ours", "naive"))
     assert naive > 8 * p.nbytes  # it holds all the maps
     assert ours < naive / 4

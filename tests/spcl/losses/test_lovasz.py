@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from spcl.losses.lovasz import lovasz_softmax
+from spcl.data.labels import IGNORE_INDEX
+from spcl.losses.lovasz import descending, lovasz_softmax
 
 
 def pixels(*probabilities):
@@ -158,3 +160,94 @@ def test_the_weights_of_a_large_image_add_up_to_one_in_float32():
     lovasz_softmax(double, truth)[0].backward()
     error = (logits.grad - double.grad).abs() / double.grad.abs().clamp(min=1e-12)
     assert error.median() < 1e-5
+
+
+def published(logits, truth):
+    """As published: class by class, with the differences of 1 - IoU along the sorted errors."""
+    total = 0.0
+    for p, y in zip(logits.softmax(1).flatten(2), truth.flatten(1), strict=True):
+        p, y = p[:, y != IGNORE_INDEX], y[y != IGNORE_INDEX]
+        losses = []
+        for c in y.unique():
+            foreground = (y == c).to(p.dtype)
+            errors, order = (foreground - p[c]).abs().sort(descending=True, stable=True)
+            hit = foreground[order]
+            jaccard = 1 - (hit.sum() - hit.cumsum(0)) / (hit.sum() + (1 - hit).cumsum(0))
+            losses.append(errors @ jaccard.diff(prepend=jaccard.new_zeros(1)))
+        total = total + torch.stack(losses).mean()
+    return total
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_value_and_gradient_are_those_of_the_published_loop_in_double_precision(classes):
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(2, 7, 20, 30, dtype=torch.float64, generator=generator)
+    truth = torch.randint(0, classes, (2, 20, 30), generator=generator)
+    truth[1, :5] = IGNORE_INDEX
+    logits.requires_grad_()
+    results = []
+    for loss in (lovasz_softmax(logits, truth)[0], published(logits, truth)):
+        results.append((loss, torch.autograd.grad(loss, logits)[0]))
+    for mine, wanted in zip(*results, strict=True):
+        assert torch.allclose(mine, wanted, rtol=1e-9, atol=1e-12) and wanted.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_errors_descend_with_ties_in_the_order_of_pixels_and_ignored_pixels_last(dtype):
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(3, 5000, generator=generator, dtype=dtype) ** 8  # many exponents
+    few = torch.tensor([0.0, 1e-40, 1e-9, 0.5, 0.5 + 2**-24, 1 - 2**-24, 1.0], dtype=dtype)
+    errors = torch.cat([fine, few[torch.randint(0, 7, (3, 5000), generator=generator)]])
+    valid = torch.rand(5000, generator=generator) < 0.7
+    found = descending(errors, valid)
+    for row, order in zip(errors.tolist(), found.tolist(), strict=True):
+        keys = [(0, -row[i], i) if kept else (1, 0, i) for i, kept in enumerate(valid.tolist())]
+        assert order == sorted(range(5000), key=keys.__getitem__)
+
+
+def test_equal_errors_have_the_weights_of_their_order_on_any_number_of_threads():
+    logits = torch.zeros(1, 3, 40, 50, requires_grad=True)  # all ties
+    truth = torch.randint(0, 3, (1, 40, 50), generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(torch.autograd.grad(lovasz_softmax(logits, truth)[0], logits)[0])
+    torch.set_num_threads(before)
+    assert found[0].any() and all(torch.equal(found[0], other) for other in found[1:])
+    wanted = torch.autograd.grad(published(logits.double(), truth), logits)[0]
+    assert torch.allclose(found[0], wanted, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("over", ["image", "batch"])
+def test_sorting_by_bits_gives_the_bits_of_a_stable_sort_of_all_classes(over, monkeypatch):
+    """As a GPU has it."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 9, 5, 6, generator=generator, requires_grad=True)
+    truth = torch.randint(0, 6, (2, 40, 50), generator=generator)
+    truth[:, :3] = IGNORE_INDEX
+    results = []
+    for here in (True, False):
+        monkeypatch.setattr("spcl.losses.lovasz._can_be_read", lambda x, here=here: here)
+        loss = lovasz_softmax(logits, truth, over)[0]
+        results.append(torch.autograd.grad(loss, logits)[0])
+    assert results[0].any() and torch.equal(*results)
+
+
+class Rows(TorchDispatchMode):
+    """How many rows are put into order."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.scatter_.src:
+            self.count += len(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_classes_that_are_present_are_sorted():
+    logits, truth = example()
+    with Rows() as rows:
+        lovasz_softmax(logits, truth)[0].backward()
+    assert rows.count == sum(len(y[y != IGNORE_INDEX].unique()) for y in truth) == 3 + 5
