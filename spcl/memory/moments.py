@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl import distributed
-from spcl.losses.contrast import EPSILON
+from spcl.losses.directions import EPSILON
 from spcl.precision import at_least_float32, without_autocast
 
 CHANNELS = 64  # cast to float64 at a time: bounds the temporary to 64/D of the features

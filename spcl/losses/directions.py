@@ -1,0 +1,122 @@
+"""Directions of pixel features: products with them, which neither they nor their copies are for.
+
+The features are the largest tensors of a step.  Here they are read once forward and once backward,
+a chunk at a time in the order of their memory, and nothing of their size is built but the gradient.
+Letters: B batch, D feature dimension, K classes, P pixels.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spcl.precision import at_least_float32, without_autocast
+
+EPSILON = 1e-12  # a feature shorter than this is not brought to unit length
+
+# Elements of a chunk: on a CPU what its caches hold, on a GPU enough to be worth starting kernels.
+CHUNK = {"cpu": 2**19, "cuda": 2**24}
+
+
+def chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which channels and which pixels of features (B, D, P) to take together.
+
+    All pixels and some channels, or, where a pixel's channels lie side by side, the reverse.
+    """
+    batch, dimension, pixels = flat.shape
+    elements, whole = CHUNK.get(flat.device.type, CHUNK["cuda"]), slice(None)
+    if flat.stride(1) == 1:
+        size = max(1, elements // max(1, batch * dimension))
+        yield from ((whole, slice(at, at + size)) for at in range(0, pixels, size))
+    else:
+        size = max(1, elements // max(1, batch * pixels))
+        yield from ((slice(at, at + size), whole) for at in range(0, dimension, size))
+
+
+@torch.no_grad()
+def lengths(flat: Tensor) -> Tensor:
+    """(B, 1, P), at least float32 and EPSILON, of features (B, D, P)."""
+    squares = _zeros(flat, 1)
+    for channels, pixels in chunks(flat):
+        x = at_least_float32(flat[:, channels, pixels])
+        squares[:, :, pixels] += x.square().sum(1, keepdim=True)
+    return squares.sqrt_().clamp_(min=EPSILON)
+
+
+def products(
+    features: Tensor, keys: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """n keys' and n**2 weights', each (B, K, P) and at least float32, with n = f / |f|.
+
+    features  (B, D, h, w), with gradient
+    keys, weights  (K, D), without; without weights their product is None
+    """
+    flat = features.flatten(2)  # (B, D, P), a view, also of channels_last
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    keys = keys.detach().to(wide)
+    weights = None if weights is None else weights.detach().to(wide)
+    return _Products.apply(flat, keys, weights)
+
+
+class _Products(torch.autograd.Function):
+    """Written out because autograd would differentiate |f| by maps of the features' size.
+
+    With c = n key and q = n**2 weight of one pixel, whose length is a constant where it is clamped:
+        dc/df = key / |f| - f c / |f|**2
+        dq/df = 2 f weight / |f|**2 - 2 f q / |f|**2
+    So the gradient is a small matrix product and a multiple of f; all that is summed over channels
+    is known from the forward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, flat: Tensor, keys: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        linear, squares = _zeros(flat, len(keys)), _zeros(flat, 1)
+        quadratic = None if weights is None else torch.zeros_like(linear)
+        with without_autocast(flat):
+            for channels, pixels in chunks(flat):
+                x = at_least_float32(flat[:, channels, pixels])
+                square = x.square()
+                linear[:, :, pixels].baddbmm_(_of_each(x, keys[:, channels]), x)
+                squares[:, :, pixels] += square.sum(1, keepdim=True)
+                if weights is not None and quadratic is not None:
+                    quadratic[:, :, pixels].baddbmm_(_of_each(x, weights[:, channels]), square)
+        length = squares.sqrt_().clamp_(min=EPSILON)
+        linear /= length
+        if quadratic is not None:
+            quadratic /= length.square()
+        ctx.save_for_backward(flat, keys, weights, length, linear, quadratic)
+        return linear, quadratic
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_linear: Tensor, d_quadratic: Tensor | None) -> tuple[Tensor, None, None]:
+        flat, keys, weights, length, linear, quadratic = ctx.saved_tensors
+        along = (d_linear * linear).sum(1, keepdim=True)
+        by_key = d_linear / length
+        if d_quadratic is not None:
+            along += 2 * (d_quadratic * quadratic).sum(1, keepdim=True)
+            by_weight = 2 * d_quadratic / length.square()
+        scale = torch.where(length > EPSILON, -along / length.square(), 0)  # (B, 1, P)
+        gradient = torch.empty_like(flat)
+        with without_autocast(flat):
+            for channels, pixels in chunks(flat):
+                x, s = flat[:, channels, pixels], scale[:, :, pixels]
+                if weights is not None:
+                    s = s.baddbmm(_of_each(x, weights[:, channels].mT), by_weight[:, :, pixels])
+                key = _of_each(x, keys[:, channels].mT)
+                gradient[:, channels, pixels] = (x * s).baddbmm_(key, by_key[:, :, pixels])
+        return gradient, None, None
+
+
+def _zeros(flat: Tensor, rows: int) -> Tensor:
+    """(B, rows, P), at least float32."""
+    wide = torch.promote_types(flat.dtype, torch.float32)
+    return flat.new_zeros(len(flat), rows, flat.shape[2], dtype=wide)
+
+
+def _of_each(x: Tensor, matrix: Tensor) -> Tensor:
+    """The same matrix for each image of x."""
+    return matrix.expand(len(x), -1, -1)
