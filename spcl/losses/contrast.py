@@ -34,7 +34,7 @@ def pixel_contrast(
     Returns (sum, count) over the pixels that count; (0, 0) with a graph where none does.
     Source: SPCL, arXiv:2111.12358: cross-entropy of <f / |f|, key_k> / temperature.
     """
-    cosines, _ = products(features, keys)
+    (cosines,) = products(features, keys)
     losses, targets = class_losses(cosines / temperature, labels, seen)
     return losses.sum(), (targets != IGNORE_INDEX).sum()
 

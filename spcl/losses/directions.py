@@ -40,23 +40,21 @@ def lengths(flat: Tensor) -> Tensor:
     squares = _zeros(flat, 1)
     for channels, pixels in chunks(flat):
         x = at_least_float32(flat[:, channels, pixels])
-        squares[:, :, pixels] += x.square().sum(1, keepdim=True)
+        squares[:, :, pixels].add_(x.square().sum(1, keepdim=True))
     return squares.sqrt_().clamp_(min=EPSILON)
 
 
-def products(
-    features: Tensor, keys: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """n keys' and n**2 weights', each (B, K, P) and at least float32, with n = f / |f|.
+def products(features: Tensor, keys: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+    """n keys' and, with weights, n**2 weights', each (B, K, P) and at least float32, n = f / |f|.
 
     features  (B, D, h, w), with gradient
-    keys, weights  (K, D), without; without weights their product is None
+    keys, weights  (K, D), used without gradient
     """
     flat = features.flatten(2)  # (B, D, P), a view, also of channels_last
     wide = torch.promote_types(flat.dtype, torch.float32)
-    keys = keys.detach().to(wide)
-    weights = None if weights is None else weights.detach().to(wide)
-    return _Products.apply(flat, keys, weights)
+    given = [matrix if matrix is None else matrix.detach().to(wide) for matrix in (keys, weights)]
+    with without_autocast(flat):
+        return _Products.apply(flat, *given)
 
 
 class _Products(torch.autograd.Function):
@@ -70,44 +68,43 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, flat: Tensor, keys: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(ctx: Any, flat: Tensor, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
         linear, squares = _zeros(flat, len(keys)), _zeros(flat, 1)
-        quadratic = None if weights is None else torch.zeros_like(linear)
-        with without_autocast(flat):
-            for channels, pixels in chunks(flat):
-                x = at_least_float32(flat[:, channels, pixels])
-                square = x.square()
-                linear[:, :, pixels].baddbmm_(_of_each(x, keys[:, channels]), x)
-                squares[:, :, pixels] += square.sum(1, keepdim=True)
-                if weights is not None and quadratic is not None:
-                    quadratic[:, :, pixels].baddbmm_(_of_each(x, weights[:, channels]), square)
+        quadratic = _zeros(flat, 0 if weights is None else len(weights))
+        for channels, pixels in chunks(flat):
+            x = at_least_float32(flat[:, channels, pixels])
+            square = x.square()
+            squares[:, :, pixels].add_(square.sum(1, keepdim=True))
+            linear[:, :, pixels].baddbmm_(_of_each(x, keys[:, channels]), x)
+            if weights is not None:
+                quadratic[:, :, pixels].baddbmm_(_of_each(x, weights[:, channels]), square)
         length = squares.sqrt_().clamp_(min=EPSILON)
         linear /= length
-        if quadratic is not None:
-            quadratic /= length.square()
+        quadratic /= length.square()
         ctx.save_for_backward(flat, keys, weights, length, linear, quadratic)
-        return linear, quadratic
+        return (linear,) if weights is None else (linear, quadratic)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_linear: Tensor, d_quadratic: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(
+        ctx: Any, d_linear: Tensor, d_quadratic: Tensor | None = None
+    ) -> tuple[Tensor, None, None]:
         flat, keys, weights, length, linear, quadratic = ctx.saved_tensors
-        along = (d_linear * linear).sum(1, keepdim=True)
         by_key = d_linear / length
+        along = (d_linear * linear).sum(1, keepdim=True)
         if d_quadratic is not None:
-            along += 2 * (d_quadratic * quadratic).sum(1, keepdim=True)
             by_weight = 2 * d_quadratic / length.square()
-        scale = torch.where(length > EPSILON, -along / length.square(), 0)  # (B, 1, P)
+            along += 2 * (d_quadratic * quadratic).sum(1, keepdim=True)
+        own = torch.where(length > EPSILON, -along / length.square(), 0)  # (B, 1, P)
         gradient = torch.empty_like(flat)
         with without_autocast(flat):
             for channels, pixels in chunks(flat):
-                x, s = flat[:, channels, pixels], scale[:, :, pixels]
-                if weights is not None:
-                    s = s.baddbmm(_of_each(x, weights[:, channels].mT), by_weight[:, :, pixels])
+                x, scale = flat[:, channels, pixels], own[:, :, pixels]
+                if d_quadratic is not None:
+                    weight = _of_each(x, weights[:, channels].mT)
+                    scale = torch.baddbmm(scale, weight, by_weight[:, :, pixels])
                 key = _of_each(x, keys[:, channels].mT)
-                gradient[:, channels, pixels] = (x * s).baddbmm_(key, by_key[:, :, pixels])
+                gradient[:, channels, pixels] = (x * scale).baddbmm_(key, by_key[:, :, pixels])
         return gradient, None, None
 
 

@@ -28,7 +28,7 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
     with without_autocast(features):
         for channels, pixels in chunks(flat):
             x = at_least_float32(flat[:, channels, pixels])
-            sums[:, channels] += torch.bmm(weight[:, :, pixels], x.mT).sum(0)
+            sums[:, channels].add_(torch.bmm(weight[:, :, pixels], x.mT).sum(0))
     return sums, member.sum((0, 2))
 
 
