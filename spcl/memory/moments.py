@@ -31,17 +31,15 @@ def class_sums(features: Tensor, labels: Tensor, shift: Tensor, *, unit: bool) -
     classes = torch.arange(len(shift), device=labels.device)
     member = (labels[:, None] == classes[:, None]).to(shift.dtype)  # (B, K, h*w)
     first, second = torch.zeros_like(shift), torch.zeros_like(shift)
-    length = lengths(flat) if unit else None
+    length = lengths(flat).to(shift.dtype) if unit else None
     with without_autocast(features):
         for channels, pixels in chunks(flat):
-            x, mine = flat[:, channels, pixels].to(shift.dtype), member[:, :, pixels]
-            if length is not None:
-                x = x / length[:, :, pixels]
+            x, mine = flat[:, channels, pixels], member[:, :, pixels]
+            x = x.to(shift.dtype, copy=True) if length is None else x / length[:, :, pixels]
             # Each pixel's own shift, as a product with ones and zeros: exact, and nothing is moved.
-            own = shift[:, channels].mT.expand(len(x), -1, -1)
-            x = torch.baddbmm(x, own, mine, alpha=-1)  # (B, d, p)
+            x.baddbmm_(shift[:, channels].mT.expand(len(x), -1, -1), mine, alpha=-1)
             first[:, channels].add_(torch.bmm(mine, x.mT).sum(0))
-            second[:, channels].add_(torch.bmm(mine, x.square().mT).sum(0))
+            second[:, channels].add_(torch.bmm(mine, x.square_().mT).sum(0))
     return torch.cat([member.sum((0, 2))[:, None], first, second], dim=1)
 
 

@@ -45,6 +45,20 @@ def chunk(request, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_chunks_cover_all_once_in_the_order_of_memory(layout, monkeypatch):
+    monkeypatch.setitem(directions.CHUNK, "cpu", 40)
+    flat = example(layout, size=(1, 5, 3, 4))[0].detach().flatten(2)
+    times = torch.zeros_like(flat)
+    for channels, pixels in directions.chunks(flat):
+        times[:, channels, pixels] += 1
+        piece = flat[:, channels, pixels]
+        rows = piece if layout == torch.contiguous_format else piece.mT
+        assert 20 < piece.numel() <= 40 or pixels.stop == 16 or channels.stop == 6
+        assert rows.is_contiguous()
+    assert torch.equal(times, torch.ones_like(times))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_values_and_gradients_are_those_of_the_formula(layout, chunk):
     features, keys, weights = example(layout)
     found = with_gradient(features, *products(features, keys, weights))
