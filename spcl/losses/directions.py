@@ -1,11 +1,10 @@
-"""Directions of pixel features: products with them, which neither they nor their copies are for.
+"""Directions n = f / |f| of pixel features, and products with them; they are never built.
 
-The features are the largest tensors of a step.  Here they are read once forward and once backward,
-a chunk at a time in the order of their memory, and nothing of their size is built but the gradient.
+Features are the largest tensors of a step.  They are read once forward and once backward, a chunk at
+a time in the order of their memory, and of their size nothing is made but the gradient.
 Letters: B batch, D feature dimension, K classes, P pixels.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,24 +18,26 @@ EPSILON = 1e-12  # a feature shorter than this is not brought to unit length
 CHUNK = {"cpu": 2**19, "cuda": 2**24}
 
 
-def chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+def chunks(flat: Tensor) -> list[tuple[slice, slice]]:
     """Which channels and which pixels of features (B, D, P) to take together.
 
     All pixels and some channels, or, where a pixel's channels lie side by side, the reverse.
     """
     batch, dimension, pixels = flat.shape
     elements, whole = CHUNK.get(flat.device.type, CHUNK["cuda"]), slice(None)
+
+    def parts(length: int, others: int) -> list[slice]:
+        size = max(1, elements // max(1, others))
+        return [slice(start, start + size) for start in range(0, length, size)]
+
     if flat.stride(1) == 1:
-        size = max(1, elements // max(1, batch * dimension))
-        yield from ((whole, slice(at, at + size)) for at in range(0, pixels, size))
-    else:
-        size = max(1, elements // max(1, batch * pixels))
-        yield from ((slice(at, at + size), whole) for at in range(0, dimension, size))
+        return [(whole, part) for part in parts(pixels, batch * dimension)]
+    return [(part, whole) for part in parts(dimension, batch * pixels)]
 
 
 @torch.no_grad()
 def lengths(flat: Tensor) -> Tensor:
-    """(B, 1, P), at least float32 and EPSILON, of features (B, D, P)."""
+    """|f|, but at least EPSILON, of features (B, D, P): (B, 1, P), at least float32."""
     squares = _zeros(flat, 1)
     for channels, pixels in chunks(flat):
         x = at_least_float32(flat[:, channels, pixels])
@@ -45,7 +46,7 @@ def lengths(flat: Tensor) -> Tensor:
 
 
 def products(features: Tensor, keys: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
-    """n keys' and, with weights, n**2 weights', each (B, K, P) and at least float32, n = f / |f|.
+    """n keys' and, with weights, n**2 weights' for every pixel: each (B, K, P), at least float32.
 
     features  (B, D, h, w), with gradient
     keys, weights  (K, D), used without gradient

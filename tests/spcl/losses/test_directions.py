@@ -191,3 +191,14 @@ def test_nothing_of_the_features_size_is_kept_for_the_backward(loss):
         loss(features, labels, keys, weights, seen)
     assert kept.pop(features.untyped_storage().data_ptr())
     assert 0 < sum(kept.values()) < features.nbytes / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [contrast, bound])
+def test_compiled_it_is_the_same_and_one_graph(loss):
+    features, keys, weights = example()
+    labels, seen = torch.randint(0, CLASSES, (2, 3, 4)), torch.ones(CLASSES, dtype=torch.bool)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found, expected = (f(features, labels, keys, weights, seen) for f in (compiled, loss))
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(x, features)[0] for x in (found, expected)))
