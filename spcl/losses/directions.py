@@ -1,7 +1,7 @@
 """Directions n = f / |f| of pixel features, and products with them; they are never built.
 
-Features are the largest tensors of a step.  They are read once forward and once backward, a chunk at
-a time in the order of their memory, and of their size nothing is made but the gradient.
+Features are the largest tensors of a step.  They are read once forward and once backward, a chunk
+at a time in the order of their memory, and of their size nothing is made but the gradient.
 Letters: B batch, D feature dimension, K classes, P pixels.
 """
 
