@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl.data.labels import IGNORE_INDEX
-from spcl.precision import at_least_float32, without_autocast
-
-EPSILON = 1e-12  # a feature shorter than this is not brought to unit length
+from spcl.losses.directions import products
 
 
 def downsample_labels(labels: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -36,18 +34,20 @@ def pixel_contrast(
     Returns (sum, count) over the pixels that count; (0, 0) with a graph where none does.
     Source: SPCL, arXiv:2111.12358: cross-entropy of <f / |f|, key_k> / temperature.
     """
-    with without_autocast(features):
-        # One product in the features' own layout, then a scale per pixel: the unit features and
-        # anything of shape (pixels, K, D) are never built.
-        flat = at_least_float32(features).flatten(2)  # (B, D, h*w), a view
-        keys = keys.detach().to(flat.dtype)
-        dots = torch.bmm(keys.expand(len(flat), -1, -1), flat)  # (B, K, h*w)
-        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=EPSILON)
-        logits = dots / (norms * temperature)
-        logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    (cosines,) = products(features, keys)
+    losses, targets = class_losses(cosines / temperature, labels, seen)
+    return losses.sum(), (targets != IGNORE_INDEX).sum()
 
-        labels = labels.flatten(1).long()
-        valid = (labels != IGNORE_INDEX) & seen[labels.clamp(max=len(seen) - 1)]
-        labels = torch.where(valid, labels, IGNORE_INDEX)
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-        return losses.sum(), valid.sum()
+
+def class_losses(logits: Tensor, labels: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (B, P) among the classes that are seen, and what it was taken of.
+
+    logits  (B, K, P); labels (B, h, w) with P pixels.  The second result is the labels (B, P) with
+    255 wherever a pixel does not count; its loss is 0.
+    """
+    labels = labels.flatten(1).long()
+    valid = (labels != IGNORE_INDEX) & seen[labels.clamp(max=len(seen) - 1)]
+    targets = torch.where(valid, labels, IGNORE_INDEX)
+    logits = logits.masked_fill(~seen[:, None], -torch.inf)
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return losses, targets

@@ -3,13 +3,12 @@
 Letters: B batch, D feature dimension, K classes, h w feature grid.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spcl.data.labels import IGNORE_INDEX
-from spcl.losses.contrast import EPSILON
-from spcl.precision import at_least_float32, without_autocast
+from spcl.losses.contrast import class_losses
+from spcl.losses.directions import products
 
 
 def gaussian_contrast(
@@ -36,23 +35,9 @@ def gaussian_contrast(
     Without variance it is `pixel_contrast`.  Source: SDCA, arXiv:2105.05013; diagonal covariance as
     in its code.
     """
-    with without_autocast(features):
-        # Two products in the features' own layout, then a scale per pixel: of the features' size
-        # there is their square, and nothing of shape (pixels, K, D) is ever built.
-        flat = at_least_float32(features).flatten(2)  # (B, D, h*w), a view
-        mean, variance = (
-            x.detach().to(flat.dtype).expand(len(flat), -1, -1) for x in (mean, variance)
-        )
-        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=EPSILON)
-        scale = norms * temperature
-        dots = torch.bmm(mean, flat) / scale  # (B, K, h*w)
-        quadratic = torch.bmm(variance, flat.square()) / (2 * scale.square())
-        logits = (dots + quadratic).masked_fill(~seen[:, None], -torch.inf)
-
-        labels = labels.flatten(1).long()
-        valid = (labels != IGNORE_INDEX) & seen[labels.clamp(max=len(seen) - 1)]
-        labels = torch.where(valid, labels, IGNORE_INDEX)
-        losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
-        # The pixel's own quadratic term is in the softmax's sum but not in what is pulled.
-        own = F.nll_loss(quadratic, labels, ignore_index=IGNORE_INDEX, reduction="none")
-        return (losses - own).sum(), valid.sum()
+    linear, quadratic = products(features, mean, variance)
+    quadratic = quadratic / (2 * temperature**2)
+    losses, targets = class_losses(linear / temperature + quadratic, labels, seen)
+    # The pixel's own quadratic term is in the softmax's sum but not in what is pulled.
+    own = F.nll_loss(quadratic, targets, ignore_index=IGNORE_INDEX, reduction="none")
+    return (losses - own).sum(), (targets != IGNORE_INDEX).sum()

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl import distributed
-from spcl.losses.contrast import EPSILON
-from spcl.precision import at_least_float32, without_autocast
-
-CHANNELS = 64  # cast to float64 at a time: bounds the temporary to 64/D of the features
+from spcl.losses.directions import EPSILON, chunks, lengths
+from spcl.precision import without_autocast
 
 
 @torch.no_grad()
@@ -29,22 +27,20 @@ def class_sums(features: Tensor, labels: Tensor, shift: Tensor, *, unit: bool) -
 
     features (B, D, h, w); labels (B, h, w) trainIds, 255 is ignored; shift (K, D).
     """
+    flat, labels = features.flatten(2), labels.flatten(1)  # (B, D, h*w), a view
+    classes = torch.arange(len(shift), device=labels.device)
+    member = (labels[:, None] == classes[:, None]).to(shift.dtype)  # (B, K, h*w)
+    first, second = torch.zeros_like(shift), torch.zeros_like(shift)
+    length = lengths(flat).to(shift.dtype) if unit else None
     with without_autocast(features):
-        flat, labels = features.flatten(2), labels.flatten(1).long()  # (B, D, h*w), a view
-        classes = torch.arange(len(shift), device=labels.device)
-        member = (labels[:, None] == classes[:, None]).to(shift.dtype)  # (B, K, h*w)
-        own = labels.clamp(max=len(shift) - 1)  # what an ignored pixel is shifted by is not summed
-        parts = [member.sum((0, 2))[:, None]]
-        squares = []
-        if unit:
-            norms = torch.linalg.vector_norm(at_least_float32(flat), dim=1, keepdim=True)
-            norms = norms.clamp(min=EPSILON)
-        for some, about in zip(flat.split(CHANNELS, 1), shift.split(CHANNELS, 1), strict=True):
-            x = some.to(shift.dtype)  # (B, d, h*w)
-            x = (x / norms if unit else x) - about[own].mT
-            parts.append(torch.bmm(member, x.mT).sum(0))  # (K, d)
-            squares.append(torch.bmm(member, x.square().mT).sum(0))
-        return torch.cat(parts + squares, dim=1)
+        for channels, pixels in chunks(flat):
+            x, mine = flat[:, channels, pixels], member[:, :, pixels]
+            x = x.to(shift.dtype, copy=True) if length is None else x / length[:, :, pixels]
+            # Each pixel's own shift, as a product with ones and zeros: exact, and nothing is moved.
+            x.baddbmm_(shift[:, channels].mT.expand(len(x), -1, -1), mine, alpha=-1)
+            first[:, channels].add_(torch.bmm(mine, x.mT).sum(0))
+            second[:, channels].add_(torch.bmm(mine, x.square_().mT).sum(0))
+    return torch.cat([member.sum((0, 2))[:, None], first, second], dim=1)
 
 
 class ClassMoments(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl import distributed
-from spcl.losses.contrast import EPSILON
+from spcl.losses.directions import EPSILON, chunks, lengths
 from spcl.precision import at_least_float32, without_autocast
 
 
@@ -19,14 +19,17 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tens
 
     features (B, D, h, w); labels (B, h, w) trainIds, 255 is ignored.
     """
+    flat, labels = features.flatten(2), labels.flatten(1)  # (B, D, h*w), a view
+    classes = torch.arange(num_classes, device=labels.device)
+    member = labels[:, None] == classes[:, None]  # (B, K, h*w)
+    # A pixel's length goes into its weight: the unit features are never built.
+    weight = member / lengths(flat)
+    sums = weight.new_zeros(num_classes, flat.shape[1])
     with without_autocast(features):
-        flat = at_least_float32(features).flatten(2)  # (B, D, h*w), a view
-        classes = torch.arange(num_classes, device=labels.device)
-        member = labels.flatten(1)[:, None] == classes[:, None]  # (B, K, h*w)
-        norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=EPSILON)
-        # A pixel's length goes into its weight: the unit features are never built.
-        sums = torch.bmm(member / norms, flat.mT).sum(0)
-        return sums, member.sum((0, 2))
+        for channels, pixels in chunks(flat):
+            x = at_least_float32(flat[:, channels, pixels])
+            sums[:, channels].add_(torch.bmm(weight[:, :, pixels], x.mT).sum(0))
+    return sums, member.sum((0, 2))
 
 
 class PrototypeBank(nn.Module):
