@@ -16,7 +16,7 @@ EPSILON = 1e-12  # a feature shorter than this is not brought to unit length
 
 # Elements of a chunk: on a CPU what its caches hold, no less, for where cores are shared every
 # operation's threads wait for each other; on a GPU enough to be worth starting kernels.
-CHUNK = {"cpu": 2**20, "cuda": 2**24}
+CHUNK = {"cpu": 2**19, "cuda": 2**24}
 
 
 def chunks(flat: Tensor) -> list[tuple[slice, slice]]:
