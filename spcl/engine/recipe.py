@@ -34,7 +34,8 @@ from spcl.engine.provenance import check_ranks_agree, code_version, describe
 from spcl.engine.stages import Stage, plan
 from spcl.engine.trainer import Context, fit
 from spcl.inference import passes
-from spcl.inference.predict import Predict, evaluate, predict_labels
+from spcl.inference.predict import Predict, evaluate, predict_labels, view_sizes
+from spcl.inference.reader import read
 from spcl.methods import METHODS
 from spcl.methods.passes import LabelPass, StatePass
 from spcl.methods.stage import StageConfig
@@ -139,18 +140,21 @@ class Recipe:
         size = getattr(self.config, look.domain).size
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             one = look(segmentor, self.config.of(stage.reader), device, folder)
-            passes.run_pass(one, segmentor, self.shards[look.domain], size, device)
+            shards, threads = self.shards[look.domain], self.config.train.loader_workers
+            passes.run_pass(one, segmentor, shards, size, device, threads=threads)
 
     def _statistics(self, stage: Stage) -> None:
         segmentor = self._segmentor(stage)
-        size = self.config.target.size
-        passes.statistics_pass(segmentor, self.shards["target"], size, self.context.device)
+        size, threads = self.config.target.size, self.config.train.loader_workers
+        target, device = self.shards["target"], self.context.device
+        passes.statistics_pass(segmentor, target, size, device, threads=threads)
         state = {f"segmentor.{k}": v for k, v in segmentor.cpu().state_dict().items()}
         self._store(stage, {"schema": checkpoint.SCHEMA, "method": state})
 
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
-        ids, matrices = evaluate(predict, shards, self.config.evaluation, self.context.device)
+        settings, threads = self.config.evaluation, self.config.train.loader_workers
+        ids, matrices = evaluate(predict, shards, settings, self.context.device, threads=threads)
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
@@ -229,13 +233,12 @@ class Recipe:
     @torch.no_grad()
     def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
         """Predictions of the panel's images by sample number, at label (else image) resolution."""
+        settings, device = self.config.evaluation, self.context.device
+        chosen, sizes = [[index] for index in panel_indices(shards)], view_sizes(settings)
         samples = {}
-        for index in panel_indices(shards):
-            image = decode(shards.image(index))
-            shape = decode_label(shards.label(index)).shape if shards.labelled else image.shape[1:]
-            settings, device = self.config.evaluation, self.context.device
-            prediction = predict_labels(predict, image, tuple(shape), settings, device)
-            samples[str(index)] = prediction.cpu().numpy()
+        for group in read("the panel", shards, chosen, sizes, labelled=shards.labelled):
+            predicted = predict_labels(predict, group.views, group.shapes, settings, device)
+            samples[str(group.indices[0])] = predicted[0].cpu().numpy()
         return samples
 
     # The end of a run.
