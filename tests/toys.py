@@ -15,7 +15,7 @@ from spcl.data.batch import Batch, Images
 from spcl.data.loader import Steps
 from spcl.data.sampling import positions
 from spcl.data.shards import ShardSet
-from spcl.data.transforms import decode
+from spcl.data.transforms import decode, normalize
 from spcl.engine.trainer import Context, fit
 from spcl.extras.base import Extra, ExtraConfig
 from spcl.inference.passes import run_pass
@@ -87,7 +87,7 @@ def changed(batch: Batch, stream: str, **fields: torch.Tensor | None) -> Batch:
 
 def load_image(shards: ShardSet, index: int, size: tuple[int, int]) -> torch.Tensor:
     """One image as the network reads it outside training: (1, 3, H, W)."""
-    return view([decode(shards.image(index))], size)
+    return normalize(view([decode(shards.image(index))], size))
 
 
 def result_of(one: StatePass, segmentor: Segmentor, shards: ShardSet, size: tuple[int, int]):

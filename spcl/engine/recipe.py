@@ -237,7 +237,7 @@ class Recipe:
         chosen, sizes = [[index] for index in panel_indices(shards)], view_sizes(settings)
         samples = {}
         for group in read("the panel", shards, chosen, sizes, labelled=shards.labelled):
-            predicted = predict_labels(predict, group.views, group.shapes, settings, device)
+            predicted = predict_labels(predict, group.inputs(device), group.shapes, settings)
             samples[str(group.indices[0])] = predicted[0].cpu().numpy()
         return samples
 

@@ -25,6 +25,7 @@ from spcl.configuration.config import Config
 from spcl.configuration.sections import Evaluation
 from spcl.data import export
 from spcl.data.shards import ShardSet
+from spcl.data.transforms import normalize
 from spcl.engine.artefacts import MANIFEST, verify
 from spcl.engine.devices import set_up_torch
 from spcl.engine.inputs import check_native, check_same_classes
@@ -127,7 +128,7 @@ def read_share(share: Share) -> Result:
         "the evaluation", shards, share.groups, sizes, labelled=shards.labelled, threads=threads
     ):
         predicted = predict_labels(
-            segmentor.predict, group.views, group.shapes, job.settings, device
+            segmentor.predict, group.inputs(device), group.shapes, job.settings
         )
         if group.labels:
             confusions |= group_confusions(group, predicted, segmentor.num_classes)
@@ -143,7 +144,7 @@ def _sample_features(
     group: Group, segmentor: Segmentor, size: tuple[int, int], device: torch.device
 ) -> list[PixelSample]:
     """Of each labelled image of a group."""
-    found = segmentor(view(group.images, size).to(device), "target").features.cpu()
+    found = segmentor(normalize(view(group.images, size).to(device)), "target").features.cpu()
     grids = [downsample_labels(label[None], tuple(found.shape[-2:]))[0] for label in group.labels]
     return [
         sample_pixels(features.numpy(), grid.numpy(), index)

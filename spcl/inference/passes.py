@@ -35,7 +35,7 @@ def run_pass(
     labelled = one.domain == "source"  # a target's labels are opened by nobody here
     where = f"the {one.name} pass"
     for group in read(where, shards, mine, [size], labelled=labelled, threads=threads):
-        images = group.views[0].to(device)
+        images = group.inputs(device)[0]
         output = segmentor(images, one.domain)
         for place, index in enumerate(group.indices):
             label = None
@@ -81,7 +81,7 @@ def statistics_pass(
     # A rank without an image still takes part in the sums, with a group of none.
     mine = [range(n, min(n + STATISTICS_BATCH, len(shards)))[rank::world] for n in starts]
     for group in read("the statistics pass", shards, mine, [size], threads=threads):
-        segmentor(group.views[0].to(device), domain)
+        segmentor(group.inputs(device)[0], domain)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     segmentor.eval()

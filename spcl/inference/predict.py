@@ -23,11 +23,10 @@ def predict_labels(
     views: Sequence[Tensor],
     shapes: Sequence[Shape],
     settings: Evaluation,
-    device: torch.device,
 ) -> list[Tensor]:
     """Labels of B images, each (H, W) uint8 trainIds at its shape.
 
-    views   the images (B, 3, h, w) at each of `view_sizes`
+    views   the images (B, 3, h, w) as the network reads them, at each of `view_sizes`
     shapes  (H, W) of each image's labels
 
     Logits are brought to the shape bilinearly; where an image is read in several ways, the
@@ -36,7 +35,6 @@ def predict_labels(
     """
     scores = []
     for images in views:
-        images = images.to(device)
         scores.append(_scores(predict, images, settings))
         if settings.flip:
             scores.append(_scores(predict, images.flip(-1), settings).flip(-1))
@@ -131,7 +129,7 @@ def evaluate(
     matrices: dict[int, np.ndarray] = {}
     sizes = view_sizes(settings)
     for group in read("the evaluation", shards, mine, sizes, labelled=True, threads=threads):
-        predicted = predict_labels(predict, group.views, group.shapes, settings, device)
+        predicted = predict_labels(predict, group.inputs(device), group.shapes, settings)
         matrices |= confusions(group, predicted, len(shards.class_names))
     everyone = {k: v for part in distributed.gather(matrices) for k, v in part.items()}
     return shards.sample_ids, np.stack([everyone[i] for i in range(len(shards))])

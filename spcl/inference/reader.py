@@ -25,7 +25,7 @@ class Group:
 
     indices  their numbers in the split
     images   each as it is stored, (3, ?, ?) uint8
-    views    at each size that was asked for, all of them: (B, 3, H, W), normalised
+    views    at each size that was asked for, all of them: (B, 3, H, W) uint8
     labels   each as it is stored, (?, ?) uint8 trainIds; empty unless asked for
     """
 
@@ -33,6 +33,10 @@ class Group:
     images: list[Tensor]
     views: list[Tensor]
     labels: list[Tensor]
+
+    def inputs(self, device: torch.device) -> list[Tensor]:
+        """The views as the network reads them: float32, normalised, on the device."""
+        return [normalize(one.to(device)) for one in self.views]
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -94,11 +98,13 @@ def read(
 
 
 def view(images: Sequence[Tensor], size: Size) -> Tensor:
-    """Images (3, ?, ?) uint8 as the network reads them: (B, 3, H, W), resized, normalised.
+    """Images (3, ?, ?) uint8 at one size: (B, 3, H, W) uint8.
 
     Channels lie innermost, as in decoded pictures: convolutions on a CPU then take 0.6 of the time.
     """
-    views = torch.empty((len(images), 3, *size), memory_format=torch.channels_last)
+    views = torch.empty(
+        (len(images), 3, *size), dtype=torch.uint8, memory_format=torch.channels_last
+    )
     for place, image in zip(views, images, strict=True):
-        place.copy_(normalize(resize_image(image, size)))
+        place.copy_(resize_image(image, size))
     return views

@@ -83,9 +83,11 @@ def validate(
     present = [k for k in range(segmentor.num_classes) if k not in segmentor.absent]
     try:
         source_miou, temperature = _read_source(
-            predict("source"), source_val, config.source.size, threads
+            predict("source"), source_val, config.source.size, device, threads
         )
-        found = _read_target(predict("target"), chosen, config.target.size, temperature, threads)
+        found = _read_target(
+            predict("target"), chosen, config.target.size, temperature, device, threads
+        )
     except FloatingPointError:
         names = ("temperature", "source_val", *LABEL_FREE, "classes_predicted")
         return dict.fromkeys(names) | {"finite": False}
@@ -122,14 +124,14 @@ def _checked(logits: Tensor) -> Tensor:
 
 
 def _read_source(
-    predict: Predict, shards: ShardSet, size: tuple[int, int], threads: int
+    predict: Predict, shards: ShardSet, size: tuple[int, int], device: torch.device, threads: int
 ) -> tuple[float, float]:
     """mIoU over the classes that the images show, at the labels' size, and the temperature."""
     confusion = torch.tensor(0)
     logits, truth = [], []
     whole, doing = groups(len(shards), size), "the validation on the source"
     for group in read(doing, shards, whole, [size], labelled=True, threads=threads):
-        coarse = _checked(predict(group.views[0]))
+        coarse = _checked(predict(group.inputs(device)[0]))
         for index, scores, label in zip(group.indices, coarse, group.labels, strict=True):
             label = label.to(scores.device)
             predicted, _ = most_likely(scores[None], tuple(label.shape))
@@ -147,14 +149,19 @@ def _read_source(
 
 
 def _read_target(
-    predict: Predict, shards: ShardSet, size: tuple[int, int], temperature: float, threads: int
+    predict: Predict,
+    shards: ShardSet,
+    size: tuple[int, int],
+    temperature: float,
+    device: torch.device,
+    threads: int,
 ) -> dict[str, np.ndarray]:
     """Per image, (N, ...) each: what the scores are made of, all additive over images."""
     found: dict[str, np.ndarray] = {}
     whole, doing = groups(len(shards), size), "the validation on the target"
     for group in read(doing, shards, whole, [size], threads=threads):
         names = [shards.sample_ids[index] for index in group.indices]
-        plain = group.views[0]
+        plain = group.inputs(device)[0]
         logits = upsample(_checked(predict(plain)), size)
         labels = logits.max(1).indices  # (B, H, W)
         logs = (logits / temperature).flatten(2).log_softmax(1)  # (B, K, P)
@@ -302,7 +309,7 @@ def ensemble_predictions(
     chosen = [[index] for index in hash_chosen(target.sample_ids, TARGET_IMAGES, "validation")]
     threads = config.train.loader_workers
     for group in read("the ensemble", target, chosen, [size], threads=threads):
-        image = group.views[0].to(device)
+        image = group.inputs(device)[0]
         yield torch.cat(
             [
                 (upsample(segmentor.predict(image), size) / temperature).softmax(1)

@@ -11,7 +11,6 @@ from spcl.inference import reader
 from spcl.inference.predict import count_pixels, predict_labels, view_sizes, window_starts
 from spcl.losses.segmentation import upsample
 
-CPU = torch.device("cpu")
 SIZE = (24, 40)
 SHAPE = (48, 80)  # of the labels
 CLASSES = 5
@@ -41,8 +40,8 @@ def lopsided(view):
 
 def predict(network, image, **settings):
     settings = Evaluation(size=SIZE, **settings)
-    views = [reader.view([image], size) for size in view_sizes(settings)]
-    return predict_labels(network, views, [SHAPE], settings, CPU)[0]
+    views = [normalize(reader.view([image], size)) for size in view_sizes(settings)]
+    return predict_labels(network, views, [SHAPE], settings)[0]
 
 
 def view(image, scale=1.0):
@@ -123,8 +122,8 @@ def test_images_together_get_the_labels_of_each_alone_at_shapes_of_their_own(ima
     shapes = [SHAPE, SHAPE, (30, 31), SHAPE]
 
     def labels(images, shapes):
-        views = [reader.view(images, size) for size in view_sizes(settings)]
-        return predict_labels(lopsided, views, shapes, settings, CPU)
+        views = [normalize(reader.view(images, size)) for size in view_sizes(settings)]
+        return predict_labels(lopsided, views, shapes, settings)
 
     together = labels(images, shapes)
     for one, shape, got in zip(images, shapes, together, strict=True):

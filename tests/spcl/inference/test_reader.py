@@ -36,7 +36,7 @@ def test_what_is_read_is_what_is_stored(shards, threads):
             image = decode(shards.image(index))
             assert torch.equal(group.images[place], image)
             assert torch.equal(group.labels[place], decode_label(shards.label(index)))
-            for view in group.views:
+            for view in group.inputs(torch.device("cpu")):
                 size = tuple(view.shape[-2:])
                 assert torch.equal(view[place], normalize(resize_image(image, size)))
 
