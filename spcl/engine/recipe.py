@@ -19,6 +19,7 @@ from spcl.configuration.config import Config
 from spcl.configuration.sections import Domain
 from spcl.data.batch import Labels
 from spcl.data.export import write_png
+from spcl.data.kept_labels import keep_labels
 from spcl.data.labels import colorize
 from spcl.data.loader import Steps, StoredFrames, StoredLabels, Stream, stored_flow
 from spcl.data.pairs import AugmentPair, PairCrops
@@ -222,7 +223,10 @@ class Recipe:
         if domain == "source":
             return StoredLabels(shards)
         (look,) = (p for p in METHODS[stage.method].passes if issubclass(p, LabelPass))
-        return look.labels(self.store.open(stage.inputs[look.name]), shards.sample_ids, self.config)
+        stored, names = self.store.open(stage.inputs[look.name]), shards.sample_ids
+        folder, threads = self.checkpoints.folder / "labels", self.config.train.loader_workers
+        labels = look.labels(stored, names, self.config)
+        return keep_labels(labels, names, folder, threads=threads)
 
     def _store(self, stage: Stage, content: dict[str, Any]) -> None:
         with self.store.write(stage, self.checkpoints.seconds) as folder:

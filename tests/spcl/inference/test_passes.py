@@ -6,21 +6,24 @@ import torch
 from processes import run_ranks
 from toys import load_image, result_of, segmentor
 
+from spcl import distributed
 from spcl.configuration.sections import Evaluation
+from spcl.data.kept_labels import keep_labels
 from spcl.data.predictions import PredictionSet
-from spcl.data.pseudo_label import class_thresholds, quantize
+from spcl.data.pseudo_label import apply_thresholds, class_thresholds, quantize
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
 from spcl.inference import passes, reader
 from spcl.inference.predict import batch_confusion, evaluate
 from spcl.losses.segmentation import upsample
-from spcl.methods.passes import PseudoLabelPass
+from spcl.methods.passes import PseudoLabelPass, PseudoLabels
 from spcl.methods.spcl import SPCL, PrototypePass
 from spcl.scoring import metrics
 
 SIZE = (32, 64)
 SETTINGS = Evaluation(size=SIZE)
 CPU = torch.device("cpu")
+CUT = np.full(19, 4400.5)  # thresholds on both sides of which the toy network is
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +64,20 @@ def predictions_on_rank(rank, shards, folder, threads=0):
     passes.run_pass(look, network, shards, SIZE, CPU, threads=threads)
 
 
+def labels_on_rank(names, folder):
+    """How many labels this rank has made, and all of them as read."""
+    distributed.barrier()
+    labels = PseudoLabels(names, PredictionSet(folder / "predictions"), CUT)
+    made = []
+    kept = keep_labels(lambda n: (made.append(n), labels(n))[1], names, folder / "labels")
+    return len(made), [kept(n) for n in range(len(names))]
+
+
 def all_on_rank(rank, splits, folder):
     reader.BATCH_IMAGES = 2
-    predictions_on_rank(rank, splits["target"], folder)
+    predictions_on_rank(rank, splits["target"], folder / "predictions")
     return {
+        "labels": labels_on_rank(splits["target"].sample_ids, folder),
         "prototypes": prototypes_on_rank(rank, splits["source"]),
         "statistics": statistics_on_rank(rank, splits["target"]),
         "evaluation": evaluation_on_rank(rank, splits["evaluation"]),
@@ -75,7 +88,9 @@ def all_on_rank(rank, splits, folder):
 def three(splits, tmp_path_factory):
     """Every pass on three ranks, which split no data set evenly: results, and predictions."""
     folder = tmp_path_factory.mktemp("three")
-    return run_ranks(all_on_rank, 3, splits, folder), PredictionSet(folder)
+    (folder / "predictions").mkdir()
+    results = run_ranks(all_on_rank, 3, splits, folder)
+    return results, PredictionSet(folder / "predictions")
 
 
 def test_prototypes_are_the_plain_mean_of_unit_features(splits):
@@ -173,6 +188,18 @@ def test_thresholds_of_the_histogram_are_those_of_sorting(splits, stored):
         own = levels[labels == k]
         want = min(np.quantile(own, 0.3), np.floor(0.9 * 65535)) if len(own) else 0
         assert got[k] == pytest.approx(want, abs=1e-6)
+
+
+def test_three_ranks_cut_each_label_once_and_each_reads_all(splits, stored, three):
+    names = splits["target"].sample_ids
+    made, labels = zip(*(result["labels"] for result in three[0]), strict=True)
+    assert sum(made) == len(names) and max(made) - min(made) <= 1
+    void = []
+    for index, name in enumerate(names):
+        want = apply_thresholds(*stored[name], CUT)
+        void.append((want == 255).mean())
+        assert all(np.array_equal(one[index], want) for one in labels)
+    assert 0 < np.mean(void) < 1
 
 
 def test_three_ranks_store_what_one_stores(splits, stored, three):
