@@ -12,20 +12,24 @@ def test_results_come_in_order(threads):
 
 
 def test_the_next_is_made_while_one_is_used_and_not_much_more():
-    made = []
-    second = threading.Event()
+    taken, second = [], threading.Event()
+
+    def items():
+        for item in range(100):
+            taken.append(item)
+            yield item
 
     def work(item):
-        made.append(item)
         if item == 1:
             second.set()
         return item
 
-    found = ahead(work, range(100), 2)
+    found = ahead(work, items(), 2)
     assert next(found) == 0
     assert second.wait(10)  # without anybody asking
+    assert len(taken) == 4  # the one given out and threads + 1
+    assert next(found) == 1 and len(taken) == 5
     found.close()
-    assert len(made) <= 4  # the one given out and threads + 1
 
 
 @pytest.mark.parametrize("threads", [0, 2])
