@@ -1,4 +1,4 @@
-"""Stored predictions of one network over one split: what pseudo labels are cut from at load.
+"""Stored predictions of one network over one split: what pseudo labels are cut from.
 
 One Arrow file per rank with columns sample_id, label (8-bit grey PNG), confidence (16-bit grey PNG,
 integers floor(p * 65535)), and one histogram (K, 65536) over all ranks, from which any threshold
