@@ -21,10 +21,10 @@ def test_rows_are_written_in_order_however_long_each_takes(tmp_path, monkeypatch
     encode = predictions.png
     late = threading.Event()
 
-    def slow_first(array):
+    def slow_first(array, *strategy):
         if np.array_equal(array, pairs[0][0]):
             late.wait(10)
-        return encode(array)
+        return encode(array, *strategy)
 
     pairs = images(3 + predictions.PENDING)
     monkeypatch.setattr(predictions, "png", slow_first)
