@@ -15,9 +15,11 @@ from spcl.data.batch import Batch, Images
 from spcl.data.loader import Steps
 from spcl.data.sampling import positions
 from spcl.data.shards import ShardSet
+from spcl.data.transforms import decode, normalize
 from spcl.engine.trainer import Context, fit
 from spcl.extras.base import Extra, ExtraConfig
 from spcl.inference.passes import run_pass
+from spcl.inference.reader import view
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods import METHODS
 from spcl.methods.base import Method, Outputs, Seen, Term
@@ -81,6 +83,11 @@ def batch_of(**streams: tuple[torch.Tensor, torch.Tensor | None]) -> Batch:
 def changed(batch: Batch, stream: str, **fields: torch.Tensor | None) -> Batch:
     """The batch with other images or labels in one stream."""
     return Batch({**batch.streams, stream: dataclasses.replace(batch[stream], **fields)})
+
+
+def load_image(shards: ShardSet, index: int, size: tuple[int, int]) -> torch.Tensor:
+    """One image as the network reads it outside training: (1, 3, H, W)."""
+    return normalize(view([decode(shards.image(index))], size))
 
 
 def result_of(one: StatePass, segmentor: Segmentor, shards: ShardSet, size: tuple[int, int]):

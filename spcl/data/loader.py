@@ -151,5 +151,5 @@ class _Careful(Dataset):
 
 
 def rank_indices(size: int, rank: int, world_size: int) -> np.ndarray:
-    """The images of a pass that a rank reads: strided, without padding."""
+    """The images of a split that a rank works on: strided, without padding."""
     return np.arange(rank, size, world_size)

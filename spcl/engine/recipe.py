@@ -19,6 +19,7 @@ from spcl.configuration.config import Config
 from spcl.configuration.sections import Domain
 from spcl.data.batch import Labels
 from spcl.data.export import write_png
+from spcl.data.kept_labels import keep_labels
 from spcl.data.labels import colorize
 from spcl.data.loader import Steps, StoredFrames, StoredLabels, Stream, stored_flow
 from spcl.data.pairs import AugmentPair, PairCrops
@@ -34,7 +35,8 @@ from spcl.engine.provenance import check_ranks_agree, code_version, describe
 from spcl.engine.stages import Stage, plan
 from spcl.engine.trainer import Context, fit
 from spcl.inference import passes
-from spcl.inference.predict import Predict, evaluate, predict_labels
+from spcl.inference.predict import Predict, evaluate, predict_labels, view_sizes
+from spcl.inference.reader import read
 from spcl.methods import METHODS
 from spcl.methods.passes import LabelPass, StatePass
 from spcl.methods.stage import StageConfig
@@ -139,18 +141,21 @@ class Recipe:
         size = getattr(self.config, look.domain).size
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             one = look(segmentor, self.config.of(stage.reader), device, folder)
-            passes.run_pass(one, segmentor, self.shards[look.domain], size, device)
+            shards, threads = self.shards[look.domain], self.config.train.loader_workers
+            passes.run_pass(one, segmentor, shards, size, device, threads=threads)
 
     def _statistics(self, stage: Stage) -> None:
         segmentor = self._segmentor(stage)
-        size = self.config.target.size
-        passes.statistics_pass(segmentor, self.shards["target"], size, self.context.device)
+        size, threads = self.config.target.size, self.config.train.loader_workers
+        target, device = self.shards["target"], self.context.device
+        passes.statistics_pass(segmentor, target, size, device, threads=threads)
         state = {f"segmentor.{k}": v for k, v in segmentor.cpu().state_dict().items()}
         self._store(stage, {"schema": checkpoint.SCHEMA, "method": state})
 
     def _evaluation(self, stage: Stage) -> None:
         predict, shards = self._predict(stage.inputs["checkpoint"]), self.shards["evaluation"]
-        ids, matrices = evaluate(predict, shards, self.config.evaluation, self.context.device)
+        settings, threads = self.config.evaluation, self.config.train.loader_workers
+        ids, matrices = evaluate(predict, shards, settings, self.context.device, threads=threads)
         with self.store.write(stage, self.checkpoints.seconds) as folder:
             if distributed.rank() == 0:
                 write_confusions(folder / "confusions.parquet", ids, matrices)
@@ -218,7 +223,10 @@ class Recipe:
         if domain == "source":
             return StoredLabels(shards)
         (look,) = (p for p in METHODS[stage.method].passes if issubclass(p, LabelPass))
-        return look.labels(self.store.open(stage.inputs[look.name]), shards.sample_ids, self.config)
+        stored, names = self.store.open(stage.inputs[look.name]), shards.sample_ids
+        folder, threads = self.checkpoints.folder / "labels", self.config.train.loader_workers
+        labels = look.labels(stored, names, self.config)
+        return keep_labels(labels, names, folder, threads=threads)
 
     def _store(self, stage: Stage, content: dict[str, Any]) -> None:
         with self.store.write(stage, self.checkpoints.seconds) as folder:
@@ -229,13 +237,12 @@ class Recipe:
     @torch.no_grad()
     def _samples(self, predict: Predict, shards: ShardSet) -> dict[str, np.ndarray]:
         """Predictions of the panel's images by sample number, at label (else image) resolution."""
+        settings, device = self.config.evaluation, self.context.device
+        chosen, sizes = [[index] for index in panel_indices(shards)], view_sizes(settings)
         samples = {}
-        for index in panel_indices(shards):
-            image = decode(shards.image(index))
-            shape = decode_label(shards.label(index)).shape if shards.labelled else image.shape[1:]
-            settings, device = self.config.evaluation, self.context.device
-            prediction = predict_labels(predict, image, tuple(shape), settings, device)
-            samples[str(index)] = prediction.cpu().numpy()
+        for group in read("the panel", shards, chosen, sizes, labelled=shards.labelled):
+            predicted = predict_labels(predict, group.inputs(device), group.shapes, settings)
+            samples[str(group.indices[0])] = predicted[0].cpu().numpy()
         return samples
 
     # The end of a run.

@@ -1,7 +1,7 @@
 """A finished run, scored again: numbers, predictions and features on any converted split.
 
-It is made of shares, strided sets of images, that any map-like callable may run anywhere: its
-numbers and files are the same for any number of workers.  It opens evaluation labels after the
+It is made of shares, strided sets of groups of images, that any map-like callable may run anywhere:
+its numbers and files are the same for any number of workers.  It opens evaluation labels after the
 training is over, and changes nothing in the run but its own folder.
 
     evaluation.json      what was scored, the table        confusions.parquet  per image
@@ -25,7 +25,7 @@ from spcl.configuration.config import Config
 from spcl.configuration.sections import Evaluation
 from spcl.data import export
 from spcl.data.shards import ShardSet
-from spcl.data.transforms import decode, decode_label
+from spcl.data.transforms import normalize
 from spcl.engine.artefacts import MANIFEST, verify
 from spcl.engine.devices import set_up_torch
 from spcl.engine.inputs import check_native, check_same_classes
@@ -34,7 +34,9 @@ from spcl.engine.provenance import code_version, commit
 from spcl.engine.run_config import run_config
 from spcl.errors import DataError, UserError
 from spcl.inference.analysis import PixelSample, merge, sample_pixels, write_analysis
-from spcl.inference.predict import count_pixels, load_image, predict_labels
+from spcl.inference.predict import confusions as group_confusions
+from spcl.inference.predict import predict_labels, view_sizes
+from spcl.inference.reader import Group, groups, read, view
 from spcl.losses.contrast import downsample_labels
 from spcl.methods import METHODS
 from spcl.models.segmentor import Segmentor
@@ -65,7 +67,7 @@ class Job:
 @dataclass(frozen=True)
 class Share:
     job: Job
-    images: range
+    groups: list[range]  # of images
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,36 @@ def read_share(share: Share) -> Result:
     """Predict and count the images of one share; writes their files."""
     job = share.job
     shards, segmentor = _opened(job)
-    device = torch.device(job.device)
-    confusions, samples = {}, []
-    for index in share.images:
-        image = decode(shards.image(index))
-        label = decode_label(shards.label(index)) if shards.labelled else None
-        shape = tuple(image.shape[1:] if label is None else label.shape)
-        predicted = predict_labels(segmentor.predict, image, shape, job.settings, device)
-        if label is not None:
-            counts = count_pixels(label[None].to(device), predicted[None], segmentor.num_classes)
-            confusions[index] = counts[0].cpu().numpy()
-        _write_files(job, shards, index, predicted.cpu().numpy())
-        if job.analysis and label is not None:
-            features = segmentor(
-                load_image(shards, index, job.settings.size).to(device), "target"
-            ).features[0]
-            grid = downsample_labels(label[None], tuple(features.shape[-2:]))[0]
-            samples.append(sample_pixels(features.cpu().numpy(), grid.numpy(), index))
-    return Result(len(share.images), confusions, merge(samples) if samples else None)
+    device, sizes = torch.device(job.device), view_sizes(job.settings)
+    confusions: dict[int, np.ndarray] = {}
+    samples = []
+    threads = FinishedRun(job.run).config.train.loader_workers
+    for group in read(
+        "the evaluation", shards, share.groups, sizes, labelled=shards.labelled, threads=threads
+    ):
+        predicted = predict_labels(
+            segmentor.predict, group.inputs(device), group.shapes, job.settings
+        )
+        if group.labels:
+            confusions |= group_confusions(group, predicted, segmentor.num_classes)
+        for index, labels in zip(group.indices, predicted, strict=True):
+            _write_files(job, shards, index, labels.cpu().numpy())
+        if job.analysis:
+            samples += _sample_features(group, segmentor, job.settings.size, device)
+    images = sum(map(len, share.groups))
+    return Result(images, confusions, merge(samples) if samples else None)
+
+
+def _sample_features(
+    group: Group, segmentor: Segmentor, size: tuple[int, int], device: torch.device
+) -> list[PixelSample]:
+    """Of each labelled image of a group."""
+    found = segmentor(normalize(view(group.images, size).to(device)), "target").features.cpu()
+    grids = [downsample_labels(label[None], tuple(found.shape[-2:]))[0] for label in group.labels]
+    return [
+        sample_pixels(features.numpy(), grid.numpy(), index)
+        for features, grid, index in zip(found, grids, group.indices, strict=True)
+    ]
 
 
 def _write_files(job: Job, shards: ShardSet, index: int, prediction: np.ndarray) -> None:
@@ -179,10 +193,11 @@ def make_report(
     """
     check(job)
     shards = ShardSet(job.split)
+    whole = groups(len(shards), job.settings.size)
     count = -(-len(shards) // SHARE)
     with atomic.folder(job.out) as folder:
         inside = dataclasses.replace(job, out=folder)
-        shares = [Share(inside, range(n, len(shards), count)) for n in range(count)]
+        shares = [Share(inside, part) for n in range(count) if (part := whole[n::count])]
         confusions: dict[int, np.ndarray] = {}
         pixels, done = None, 0
         results = iter(map_shares(read_share, shares))

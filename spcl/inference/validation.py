@@ -19,17 +19,17 @@ from spcl.configuration.sections import Evaluation
 from spcl.data.labels import IGNORE_INDEX
 from spcl.data.sampling import hash_chosen, stream_seed
 from spcl.data.shards import ShardSet
-from spcl.data.transforms import decode, decode_label, normalize, resize_image
 from spcl.errors import UserError
 from spcl.inference.passes import statistics_pass
-from spcl.inference.predict import Predict, count_pixels, evaluate, load_image
+from spcl.inference.predict import Predict, count_pixels, evaluate
+from spcl.inference.reader import groups, read
 from spcl.inference.validators import LABEL_FREE, OBJECTIVES
 from spcl.inference.validators.consistency import agreement, disturbed
 from spcl.inference.validators.density import density_pixels, soft_neighborhood_density
 from spcl.inference.validators.infomax import class_prior, infomax, infomax_statistics
 from spcl.inference.validators.nuclear import class_grams, nuclear_norm
 from spcl.inference.validators.temperature import fit_temperature, fitting_pixels
-from spcl.losses.segmentation import upsample
+from spcl.losses.segmentation import by_class, most_likely, upsample
 from spcl.models.normalization import DomainNorm
 from spcl.models.segmentor import Segmentor
 from spcl.scoring import protocols
@@ -37,7 +37,6 @@ from spcl.scoring.metrics import mean_iou
 from spcl.settings import choose
 
 TARGET_IMAGES = 256  # chosen by hash; all, if there are fewer
-BATCH_PIXELS = 2**16  # of images predicted together: 8 of 64x128, 1 of 512x1024
 TEMPERATURE_PIXELS = 256  # of each source image
 SOURCE_FLOOR = 0.9  # of the reference network's source-val mIoU
 CLASS_FLOOR = 0.8  # of the classes must be predicted somewhere
@@ -69,23 +68,26 @@ def validate(
 
     Every rank of a process group must call it.
     """
+    threads = config.train.loader_workers
     segmentor.to(device).eval()
     if any(isinstance(layer, DomainNorm) for layer in segmentor.modules()):
         # A stage that reads no source image leaves the source's statistics behind the weights.
         segmentor = copy.deepcopy(segmentor)
-        statistics_pass(segmentor, source_val, config.source.size, device, domain="source")
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        size = config.source.size
+        statistics_pass(segmentor, source_val, size, device, domain="source", threads=threads)
 
     def predict(domain: str) -> Predict:
-        return lambda images: (
-            segmentor(images.to(device=device, memory_format=layout), domain).logits
-        )
+        return lambda images: segmentor(images.to(device), domain).logits
 
     chosen = target.subset(hash_chosen(target.sample_ids, TARGET_IMAGES, "validation"))
     present = [k for k in range(segmentor.num_classes) if k not in segmentor.absent]
     try:
-        source_miou, temperature = _read_source(predict("source"), source_val, config.source.size)
-        found = _read_target(predict("target"), chosen, config.target.size, temperature)
+        source_miou, temperature = _read_source(
+            predict("source"), source_val, config.source.size, device, threads
+        )
+        found = _read_target(
+            predict("target"), chosen, config.target.size, temperature, device, threads
+        )
     except FloatingPointError:
         names = ("temperature", "source_val", *LABEL_FREE, "classes_predicted")
         return dict.fromkeys(names) | {"finite": False}
@@ -115,63 +117,68 @@ def validate(
     return numbers
 
 
-def _batches(count: int, size: tuple[int, int]) -> list[range]:
-    step = max(1, BATCH_PIXELS // (size[0] * size[1]))
-    return [range(start, min(start + step, count)) for start in range(0, count, step)]
-
-
 def _checked(logits: Tensor) -> Tensor:
     if not logits.isfinite().all():
         raise FloatingPointError("logits are not finite")
     return logits
 
 
-def _read_source(predict: Predict, shards: ShardSet, size: tuple[int, int]) -> tuple[float, float]:
+def _read_source(
+    predict: Predict, shards: ShardSet, size: tuple[int, int], device: torch.device, threads: int
+) -> tuple[float, float]:
     """mIoU over the classes that the images show, at the labels' size, and the temperature."""
     confusion = torch.tensor(0)
     logits, truth = [], []
-    for batch in _batches(len(shards), size):
-        coarse = _checked(predict(torch.cat([load_image(shards, i, size) for i in batch])))
-        for index, scores in zip(batch, coarse, strict=True):
-            label = decode_label(shards.label(index)).to(scores.device)
-            scores = upsample(scores[None], tuple(label.shape))
-            confusion = confusion + count_pixels(label[None], scores.argmax(1), scores.shape[1])
+    whole, doing = groups(len(shards), size), "the validation on the source"
+    for group in read(doing, shards, whole, [size], labelled=True, threads=threads):
+        coarse = _checked(predict(group.inputs(device)[0]))
+        for index, scores, label in zip(group.indices, coarse, group.labels, strict=True):
+            label = label.to(scores.device)
+            predicted, _ = most_likely(scores[None], tuple(label.shape))
+            confusion = confusion + count_pixels(label[None], predicted, len(scores))
             entropy = stream_seed(0, f"validation/temperature/{shards.sample_ids[index]}")
-            where = fitting_pixels(
+            places = fitting_pixels(
                 label.flatten(), TEMPERATURE_PIXELS, IGNORE_INDEX, np.random.default_rng(entropy)
             )
-            logits.append(scores[0].flatten(1)[:, where].mT)
-            truth.append(label.flatten()[where].long())
+            fine = by_class(scores[None], tuple(label.shape))
+            logits.append(torch.stack([own.flatten()[places] for own in fine], 1))
+            truth.append(label.flatten()[places].long())
     matrix = confusion[0].cpu().numpy()
     miou, _ = mean_iou(matrix, np.flatnonzero(matrix.sum(1)).tolist())
     return miou, fit_temperature(torch.cat(logits), torch.cat(truth))
 
 
 def _read_target(
-    predict: Predict, shards: ShardSet, size: tuple[int, int], temperature: float
+    predict: Predict,
+    shards: ShardSet,
+    size: tuple[int, int],
+    temperature: float,
+    device: torch.device,
+    threads: int,
 ) -> dict[str, np.ndarray]:
     """Per image, (N, ...) each: what the scores are made of, all additive over images."""
     found: dict[str, np.ndarray] = {}
-    for batch in _batches(len(shards), size):
-        images = [decode(shards.image(index)) for index in batch]
-        names = [shards.sample_ids[index] for index in batch]
-        plain = torch.stack([normalize(resize_image(image, size)) for image in images])
+    whole, doing = groups(len(shards), size), "the validation on the target"
+    for group in read(doing, shards, whole, [size], threads=threads):
+        names = [shards.sample_ids[index] for index in group.indices]
+        plain = group.inputs(device)[0]
         logits = upsample(_checked(predict(plain)), size)
-        labels = logits.argmax(1)  # (B, H, W)
+        labels = logits.max(1).indices  # (B, H, W)
         logs = (logits / temperature).flatten(2).log_softmax(1)  # (B, K, P)
         part = infomax_statistics(logs, labels.flatten(1))
         pairs = zip(logs.exp(), labels.flatten(1), strict=True)
         part["grams"] = torch.stack([class_grams(*pair) for pair in pairs])
         part["agreement"] = agreement(
-            predict, labels, disturbed(plain, images, names), logits.shape[1]
+            predict, labels, disturbed(plain, group.images, names), logits.shape[1]
         )
         where = np.stack([density_pixels(name, size[0] * size[1]) for name in names])
         places = torch.from_numpy(where).to(logs.device)[:, None].expand(-1, logs.shape[1], -1)
         part["density"] = soft_neighborhood_density(logs.gather(2, places).exp().mT)
+        first = group.indices[0]
         for name, values in part.items():
             # In one place from the start: small arrays kept among large ones split the heap.
-            whole = found.setdefault(name, np.empty((len(shards), *values.shape[1:])))
-            whole[batch.start : batch.stop] = values.cpu().numpy()
+            store = found.setdefault(name, np.empty((len(shards), *values.shape[1:])))
+            store[first : first + len(values)] = values.cpu().numpy()
     return found
 
 
@@ -266,6 +273,7 @@ def few_label(
         chosen,
         Evaluation(size=config.target.size),
         device,
+        threads=config.train.loader_workers,
     )
     value, low, high = miou_interval(matrices, protocol)
     return {"value": value, "low": low, "high": high, "images": len(chosen)}
@@ -298,8 +306,10 @@ def ensemble_predictions(
     size = config.target.size
     for segmentor in segmentors:
         segmentor.to(device).eval()
-    for index in hash_chosen(target.sample_ids, TARGET_IMAGES, "validation"):
-        image = load_image(target, index, size).to(device)
+    chosen = [[index] for index in hash_chosen(target.sample_ids, TARGET_IMAGES, "validation")]
+    threads = config.train.loader_workers
+    for group in read("the ensemble", target, chosen, [size], threads=threads):
+        image = group.inputs(device)[0]
         yield torch.cat(
             [
                 (upsample(segmentor.predict(image), size) / temperature).softmax(1)

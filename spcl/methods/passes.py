@@ -24,7 +24,7 @@ from spcl.data.pseudo_label import (
     confidence_histogram,
     quantize,
 )
-from spcl.losses.segmentation import upsample
+from spcl.losses.segmentation import most_likely, probability
 from spcl.models.segmentor import Output, Segmentor
 from spcl.store import atomic
 
@@ -115,10 +115,10 @@ class PseudoLabelPass(LabelPass):
         self.writer = PredictionWriter(folder, distributed.rank())
 
     def add(self, sample_id: str, image: Tensor, output: Output, label: Tensor | None) -> None:
-        logits = upsample(output.logits.float(), image.shape[-2:])
-        confidence, predicted = logits.softmax(1).max(1)
+        predicted, best = most_likely(output.logits, image.shape[-2:])
+        confidence = probability(output.logits, best)
         levels = quantize(confidence[0].cpu().numpy())
-        labels = predicted[0].cpu().numpy().astype(np.uint8)
+        labels = predicted[0].cpu().numpy()
         self.histogram += confidence_histogram(labels, levels, self.classes)
         self.writer.add(sample_id, labels, levels)
 

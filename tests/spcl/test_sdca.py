@@ -8,7 +8,17 @@ import pytest
 import torch
 from conftest import MINI
 from processes import run_ranks
-from toys import CLASSES, Stripes, batch_of, changed, method, result_of, segmentor, train
+from toys import (
+    CLASSES,
+    Stripes,
+    batch_of,
+    changed,
+    load_image,
+    method,
+    result_of,
+    segmentor,
+    train,
+)
 
 from spcl import cli
 from spcl.configuration.config import load
@@ -17,7 +27,6 @@ from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode_label
 from spcl.engine.stages import plan
 from spcl.engine.trainer import total
-from spcl.inference.predict import load_image
 from spcl.losses.contrast import downsample_labels
 from spcl.losses.segmentation import cross_entropy
 from spcl.memory.moments import ClassMoments, update_moments
@@ -316,8 +325,9 @@ def test_the_pass_is_one_look_at_every_pixel_on_any_number_of_ranks(mini_data):
         truth = decode_label(shards.label(index))[None]
         update_moments([followed], [features], truth[:, ::2, ::2])  # the grid halves
     assert torch.equal(alone["count"], followed.count)
-    assert torch.allclose(alone["feature_mean"], followed.mean, rtol=0, atol=1e-9)
-    assert torch.allclose(alone["feature_variance"], followed.variance, rtol=0, atol=1e-9)
+    # The float32 network rounds otherwise where images are predicted together.
+    assert torch.allclose(alone["feature_mean"], followed.mean, rtol=0, atol=1e-6)
+    assert torch.allclose(alone["feature_variance"], followed.variance, rtol=0, atol=1e-6)
 
 
 def test_the_stage_starts_from_what_the_pass_gives(mini_data):

@@ -12,7 +12,7 @@ from spcl.data.batch import Sample
 from spcl.data.sampling import stream_seed
 from spcl.data.transforms import Augment, normalize, resize_image
 from spcl.inference.predict import Predict, count_pixels
-from spcl.losses.segmentation import upsample
+from spcl.losses.segmentation import most_likely
 
 SCALES = (0.75, 1.25)
 # Brightness, contrast, saturation; a changed hue can change a class.  Not that of training, which
@@ -52,6 +52,6 @@ def agreement(
     counts = torch.zeros(len(labels), classes, classes, dtype=torch.int64, device=labels.device)
     for batch, mirrored in batches:
         logits = predict(batch)
-        logits = upsample(logits.flip(-1) if mirrored else logits, tuple(labels.shape[-2:]))
-        counts += count_pixels(labels, logits.argmax(1), classes)
+        found, _ = most_likely(logits.flip(-1) if mirrored else logits, labels.shape[-2:])
+        counts += count_pixels(labels, found, classes)
     return counts

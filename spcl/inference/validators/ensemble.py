@@ -22,8 +22,8 @@ def ensemble_agreement(predictions: Iterable[Tensor]) -> list[float]:
     counts: Tensor | int = 0
     for probabilities in predictions:
         models, classes = probabilities.shape[:2]
-        ensemble = probabilities.mean(0).argmax(0)
-        own = probabilities.argmax(1)
+        ensemble = probabilities.mean(0).max(0).indices
+        own = probabilities.max(1).indices
         counts = counts + count_pixels(ensemble.expand(models, -1, -1), own, classes)
     if not torch.is_tensor(counts):
         raise ValueError("agreement needs at least one image")

@@ -7,10 +7,10 @@ from spcl.configuration.config import load
 from spcl.configuration.sections import Evaluation
 from spcl.data.transforms import normalize, resize_image
 from spcl.errors import ConfigError
-from spcl.inference.predict import predict_labels, window_starts
+from spcl.inference import reader
+from spcl.inference.predict import count_pixels, predict_labels, view_sizes, window_starts
 from spcl.losses.segmentation import upsample
 
-CPU = torch.device("cpu")
 SIZE = (24, 40)
 SHAPE = (48, 80)  # of the labels
 CLASSES = 5
@@ -40,7 +40,8 @@ def lopsided(view):
 
 def predict(network, image, **settings):
     settings = Evaluation(size=SIZE, **settings)
-    return predict_labels(network, image, SHAPE, settings, CPU)
+    views = [normalize(reader.view([image], size)) for size in view_sizes(settings)]
+    return predict_labels(network, views, [SHAPE], settings)[0]
 
 
 def view(image, scale=1.0):
@@ -112,6 +113,34 @@ def test_windows_reach_both_ends_and_leave_no_gap():
     assert list(window_starts(10, 4, 3)) == [0, 3, 6]
     assert list(window_starts(11, 4, 3)) == [0, 3, 6, 7]
     assert list(window_starts(4, 4, 2)) == [0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"flip": True, "scales": (0.5, 1.0)}])
+def test_images_together_get_the_labels_of_each_alone_at_shapes_of_their_own(image, settings):
+    settings = Evaluation(size=SIZE, **settings)
+    images = [image, image.flip(-1), image.flip(1), image.transpose(1, 2)]
+    shapes = [SHAPE, SHAPE, (30, 31), SHAPE]
+
+    def labels(images, shapes):
+        views = [normalize(reader.view(images, size)) for size in view_sizes(settings)]
+        return predict_labels(lopsided, views, shapes, settings)
+
+    together = labels(images, shapes)
+    for one, shape, got in zip(images, shapes, together, strict=True):
+        assert torch.equal(got, labels([one], [shape])[0])
+
+
+def test_pixels_are_counted_image_by_image_and_void_is_left_out():
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(0, CLASSES, (2, 3, 7, 9), np.uint8)
+    truth[0, :2], truth[1] = 255, 255
+    want = np.zeros((3, CLASSES, CLASSES), int)
+    for n, *place in np.argwhere(truth != 255):
+        want[n, truth[n, *place], guess[n, *place]] += 1
+    for kind in (torch.uint8, torch.int64):
+        pair = torch.from_numpy(truth).to(kind), torch.from_numpy(guess).to(kind)
+        got = count_pixels(*pair, CLASSES)
+        assert got.dtype == torch.int64 and np.array_equal(got, want)
 
 
 @pytest.mark.parametrize(

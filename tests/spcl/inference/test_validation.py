@@ -14,7 +14,7 @@ from spcl.data.sampling import hash_chosen
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import decode, decode_label, normalize
 from spcl.errors import ConfigError, UserError
-from spcl.inference import validation
+from spcl.inference import reader, validation
 from spcl.inference.predict import evaluate
 from spcl.inference.validation import (
     LABEL_FREE,
@@ -125,7 +125,7 @@ def test_the_same_network_gets_the_same_bits(trained, source_val, target, config
 
 def test_batches_do_not_matter(trained, source_val, target, config, monkeypatch):
     together = validate(trained, source_val, target, config, CPU)
-    monkeypatch.setattr(validation, "BATCH_PIXELS", 1)
+    monkeypatch.setattr(reader, "BATCH_PIXELS", 1)
     alone = validate(trained, source_val, target, config, CPU)
     assert alone == pytest.approx(together, rel=1e-5)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from spcl.losses.segmentation import cross_entropy, upsample
+from spcl.losses.segmentation import cross_entropy, most_likely, probability, upsample
 
 
 def example(size=(6, 8), dtype=torch.float64):
@@ -75,3 +75,45 @@ def test_upsampling_keeps_corners_and_leaves_maps_of_the_right_size_alone():
     large = upsample(logits, (7, 9))
     assert torch.equal(large[..., [0, -1], :][..., [0, -1]], logits[..., [0, -1], :][..., [0, -1]])
     assert upsample(logits, (3, 4)) is logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(37, 50), (9, 13)])
+def test_the_most_likely_class_is_that_of_the_upsampled_logits(dtype, layout, size):
+    logits = torch.randn((3, 19, 9, 13), generator=torch.Generator().manual_seed(0))
+    logits = logits.to(dtype).to(memory_format=layout)
+    before = logits.clone()
+    whole = upsample(logits.contiguous(), size)
+    labels, best = most_likely(logits, size)
+    assert labels.dtype == torch.uint8 and torch.equal(labels.long(), whole.argmax(1))
+    assert torch.allclose(best, whole.amax(1), rtol=1e-6, atol=1e-6)
+    softmax = whole.softmax(1).amax(1)
+    assert torch.allclose(probability(logits, best), softmax, rtol=2e-6, atol=0)
+    assert best.dtype == whole.dtype and torch.equal(logits, before)
+
+
+def test_of_equal_logits_the_first_class_wins_and_nothing_finite_beats_what_is_not_a_number():
+    logits = torch.zeros(1, 3, 1, 4)
+    logits[0, :, 0] = torch.tensor(
+        [[1.0, 0, torch.nan, 0], [1, 2, torch.nan, 0], [0, 2, torch.nan, 0]]
+    )
+    labels, best = most_likely(logits, (1, 4))
+    assert labels.tolist() == [[[0, 1, 0, 0]]] == logits.max(1).indices.tolist()
+    assert torch.equal(labels.long(), logits.argmax(1))
+    assert best.isnan().tolist() == [[[False, False, True, False]]]
+
+
+def test_no_picture_of_all_classes_is_made(monkeypatch):
+    """19 at 1024x2048 are 160 MB, in and out of memory four times."""
+    made = []
+    plain = F.interpolate
+
+    def interpolate(*args, **kwargs):
+        made.append(plain(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    logits = torch.randn(2, 19, 3, 4)
+    probability(logits, most_likely(logits, (12, 16))[1])
+    assert {tuple(one.shape) for one in made} == {(2, 1, 12, 16)}
