@@ -21,7 +21,7 @@ from spcl.methods import METHODS
 from spcl.settings import digest, scientific
 
 #: Raised when a kind of stage would give other results than before for the same settings.
-KIND_VERSIONS = {"statistics": 1, "evaluation": 1}
+KIND_VERSIONS = {"statistics": 2, "evaluation": 2}
 
 
 @dataclass(frozen=True, eq=False)

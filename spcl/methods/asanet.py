@@ -36,6 +36,7 @@ class ASANet(AdversarialMethod):
     Config = ASANetConfig
     title = "adapted"
     starts_trained = True
+    version = 2  # rounds otherwise: affinities of opposite neighbours
     config: ASANetConfig
 
     def __init__(self, segmentor: Segmentor, config: ASANetConfig):

@@ -107,6 +107,7 @@ class PseudoLabelPass(LabelPass):
     """
 
     name = "predictions"
+    version = 2  # rounds otherwise: images in groups, softmax of the best class alone
 
     def __init__(self, segmentor: Segmentor, config: Any, device: torch.device, folder: Path):
         super().__init__(segmentor, config, device, folder)

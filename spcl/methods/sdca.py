@@ -88,6 +88,7 @@ class MomentsPass(StatePass):
     """Mean, variance and count of each class over the whole source, on both levels."""
 
     name = "moments"
+    version = 2  # rounds otherwise: sums in chunks, images in groups
     reads = ("moments_on",)
 
     def __init__(
@@ -122,6 +123,7 @@ class SDCA(Method):
     title = "adapted"
     passes = (MomentsPass,)
     starts_trained = True
+    version = 2  # rounds otherwise: the contrast's gradient
 
     def __init__(self, segmentor: Segmentor, config: SDCAConfig):
         super().__init__(segmentor, config)

@@ -59,6 +59,7 @@ class PrototypePass(StatePass):
     """The mean unit feature of each class over the whole source."""
 
     name = "prototypes"
+    version = 2  # rounds otherwise: sums in chunks, images in groups
     reads = ("init", "source_mask")
 
     def __init__(
@@ -92,6 +93,7 @@ class SPCL(Method):
     passes = (PrototypePass, PseudoLabelPass)
     sections = ("pseudo_label",)
     starts_trained = True
+    version = 2  # rounds otherwise: the contrast's gradient
 
     def __init__(self, segmentor: Segmentor, config: SPCLConfig):
         super().__init__(segmentor, config)

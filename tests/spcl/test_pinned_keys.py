@@ -1,4 +1,4 @@
-"""The keys of every recipe, as they were at commit 408a307: results stored under them stay valid.
+"""The keys of every recipe, as they are since "The hot arithmetic, once": results under them stay.
 
 A key moves only where a version is raised on purpose; then its line in pinned_keys.json moves too.
 """
