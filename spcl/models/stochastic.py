@@ -6,8 +6,12 @@ per sample, which a training step hands in (`spcl.randomness`).
 """
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spcl.errors import ConfigError
 from spcl.randomness import derived, uniform
@@ -21,8 +25,23 @@ COVERS = {
     "DropPath": "sample",  # timm's and most others'
     "StochasticDepth": "sample",  # torchvision's
 }
+AGAIN = "again"  # what names the draws of a layer that runs more than once in a forward
 #: Random layers of torch that have no counterpart here.
 REFUSED = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, nn.FractionalMaxPool2d)
+
+
+class RatesAsNumbers(TorchFunctionMode):
+    """A context for foreign constructors that read the rates of drop path off a tensor.
+
+    A tensor on the meta device or a fake one has no numbers, so they get an array's.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            return np.linspace(*args)
+        return func(*args, **(kwargs or {}))
 
 
 class SampleDropout(nn.Module):
@@ -46,6 +65,8 @@ class SampleDropout(nn.Module):
         shape = {"element": x.shape[1:], "channel": (x.shape[1], *ones), "sample": (1, *ones)}
         windows = len(x) // len(self.keys)
         draws = uniform(self.keys, (windows, *shape[self.covers])).flatten(0, 1)
+        # A block of MiT runs one layer behind its attention and again behind its MLP.
+        self.keys = derived(self.keys, AGAIN)
         return x * ((draws >= self.p).to(x.dtype) / (1 - self.p))
 
     def extra_repr(self) -> str:
