@@ -1,7 +1,6 @@
 """The head of DAFormer (Hoyer et al. 2022, arXiv:2111.14887): context from all levels at once."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl.models.backbone import FusingHead, resized
@@ -27,7 +26,7 @@ class DAFormerHead(FusingHead):
     def __init__(self, widths: tuple[int, ...], num_classes: int, norm: type[nn.Module]):
         super().__init__()
         stacked = WIDTH * len(widths)
-        self.embed = nn.ModuleList(nn.Linear(width, WIDTH) for width in widths)
+        self.embed = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths)
         branches = [_convolution(norm, stacked, WIDTH, 1)]
         for dilation in DILATIONS:
             around = _convolution(norm, stacked, stacked, 3, dilation=dilation, groups=stacked)
@@ -37,20 +36,16 @@ class DAFormerHead(FusingHead):
         self.dropout = nn.Dropout2d(DROPOUT)
         self.classify = nn.Conv2d(WIDTH, num_classes, 1)
         nn.init.normal_(self.classify.weight, std=0.01)
+        assert self.classify.bias is not None
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, levels: tuple[Tensor, ...], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """See `FusingHead`."""
         finest = levels[0].shape[-2:]
-        embedded = (_embedded(layer, x) for layer, x in zip(self.embed, levels, strict=True))
+        embedded = (layer(x) for layer, x in zip(self.embed, levels, strict=True))
         stacked = torch.cat([resized(x, finest) for x in embedded], 1)
         features = self.fuse(torch.cat([branch(stacked) for branch in self.branches], 1))
         return features, self.classify(self.dropout(features))
-
-
-def _embedded(layer: nn.Linear, level: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B, WIDTH, h, w)."""
-    return F.conv2d(level, layer.weight[:, :, None, None], layer.bias)
 
 
 def _convolution(

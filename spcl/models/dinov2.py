@@ -1,8 +1,10 @@
 """DINOv2's vision transformers (Oquab et al. 2023, arXiv:2304.07193), through timm."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from spcl.models.backbone import Backbone
 from spcl.models.stochastic import RatesAsNumbers
@@ -26,6 +28,8 @@ class DINOv2(Backbone):
     cell (i, j) sees the pixels from (14 i, 14 j) on, those of the last row and column fewer.
     name  timm's, "vit_small_patch14_dinov2" or "vit_base_patch14_dinov2"
     """
+
+    vit: Any  # timm's VisionTransformer
 
     def __init__(self, name: str):
         super().__init__()
@@ -76,7 +80,7 @@ def _resizing(old: int, new: int, like: Tensor) -> Tensor:
     return F.interpolate(lines, (new, old), mode="bicubic", antialias=True)[0, 0]
 
 
-def timms_names(state: dict[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
+def timms_names(state: dict[str, Tensor], vit: Any) -> dict[str, Tensor]:
     """A state dict of Meta's or of timm's names, with positions of any grid -> what `vit` loads."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 

@@ -56,6 +56,7 @@ class Segmentor(nn.Module):
                 statistics they get, and whether they move these
     """
 
+    feature_dimension: int
     _absent: Tensor
     _shift: Tensor
 
@@ -79,8 +80,8 @@ class Segmentor(nn.Module):
         self.no_decay, self.layers = no_decay, layers
         self.num_classes = num_classes
         self.absent = absent
-        fuses = isinstance(head, FusingHead)
-        self.feature_dimension = (head if fuses else backbone).feature_dimension
+        source = head if isinstance(head, FusingHead) else backbone
+        self.feature_dimension = source.feature_dimension
         if not set(absent) < set(range(num_classes)):
             raise ConfigError(
                 f"model.absent must name some, not all, of the trainIds 0..{num_classes - 1}, "

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -31,7 +32,7 @@ class Pretrained:
     ignored: str
     new: tuple[str, ...] = ()
     into: str = ""
-    names: Callable[[State, nn.Module], State] = lambda state, part: state
+    names: Callable[[State, Any], State] = lambda state, part: state
 
 
 def check_fits(name: str, known: Pretrained | None, weights: str) -> None:
