@@ -116,8 +116,8 @@ class Model:
     name: str = setting("deeplabv2_resnet101", "paper", choices=tuple(MODELS))
     norm: str = setting(
         "auto",
-        "paper: frozen with pre-trained weights; ours: domain without, and for norms that no weights "
-        "fill; running is ASANet's code",
+        "paper: frozen with pre-trained weights; ours: domain without, or where no weights fill "
+        "the norms; running is ASANet's code",
         choices=("auto", *NORMS),
     )
     weights: str = setting(

@@ -23,9 +23,9 @@ NORMS = (DomainNorm, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def build(segmentor: Segmentor, stage: StageConfig) -> torch.optim.Optimizer:
     """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate.
 
-    With `layer_decay` a layer of the backbone has so much of the rate of the layer behind it, and
-    the last one all.  Weight decay spares what the network's row in MODELS says (`no_decay`), and without
-    `norm_decay` the norms.
+    With `layer_decay` a layer of the backbone has so much of the rate of the layer behind it; the
+    last has all.  Weight decay spares what the network's row in MODELS says (`no_decay`), and
+    without `norm_decay` the norms.
     """
     rates = {"backbone": stage.learning_rate, "head": stage.learning_rate * stage.head_multiplier}
     free = set() if stage.norm_decay else set(map(id, norm_parameters(segmentor)))

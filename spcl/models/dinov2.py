@@ -14,7 +14,9 @@ PATCH = 14
 BLOCKS = 12  # of the small and the base network
 LEVELS = (2, 5, 8, 11)  # blocks whose outputs are levels
 HEAD_WIDTH = 256  # ours, and the next
-DOUBLINGS = 2  # of the grid, in the head: cells of 3.5 pixels
+# Of the grid, in the head.  Logits are upsampled as if the centres of the outer cells lay on the
+# outer pixels: cells of 3.5 pixels nearly do, those of 14 would be half a patch away.
+DOUBLINGS = 2
 DROP_PATH = 0.1  # ours: as MiT's
 #: From the last to the first: what layer-wise rates go by, see `spcl.methods.optimization`.
 LAYERS = ("vit.norm", *(f"vit.blocks.{block}" for block in reversed(range(BLOCKS))))
@@ -62,8 +64,7 @@ class DINOv2(Backbone):
     def _resized(self, positions: Tensor, size: tuple[int, ...]) -> Tensor:
         """(1, g g, D), g of the weights -> (h, w, D), bicubic as timm's.
 
-        As products of matrices, since on CUDA the gradient of the resizing itself draws its order
-        of summation.
+        As products of matrices, since on CUDA torch's own has no deterministic gradient.
         """
         square = positions.unflatten(1, (self._grid, self._grid))[0]
         rows, columns = (_resizing(self._grid, side, positions) for side in size)

@@ -62,8 +62,11 @@ def load_weights(backbone: nn.Module, name: str, known: Pretrained | None, weigh
         state = {k: v for k, v in state.items() if not k.startswith(known.ignored)}
         # A foreign part may have a `load_state_dict` of its own that takes no `strict`.
         missing, unexpected = nn.Module.load_state_dict(part, state, strict=False)
-    except RuntimeError as error:  # shapes
-        raise UserError(f"weights {weights} do not fit {name}: {error}") from error
+    except RuntimeError as error:  # shapes: a line on top, then one for each
+        told = [line.strip().rstrip(".") for line in str(error).splitlines()]
+        raise UserError(
+            f"weights {weights} do not fit {name}: {_shorten(told[1:] or told, 1)}"
+        ) from error
     missing = [k for k in missing if not k.startswith(known.new)]
     if missing or unexpected:
         raise UserError(
@@ -112,6 +115,6 @@ def _from_file(path: Path) -> State:
     return state
 
 
-def _shorten(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "nothing"
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+def _shorten(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most]) or "nothing"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -113,6 +113,17 @@ def test_the_walk_sees_a_network_that_does(monkeypatch):
     assert not torch.equal(before, torch.get_rng_state())
 
 
+def test_a_layer_that_runs_twice_draws_twice():
+    """As that of MiT's blocks does: behind the attention, and behind the MLP."""
+    layer = SampleDropout(0.5, "sample").train()
+    ones = torch.ones(1000, 1, 1)
+    layer.keys = torch.arange(1000)
+    first, second = layer(ones), layer(ones)
+    layer.keys = torch.arange(1000)
+    assert torch.equal(layer(ones), first) and torch.equal(layer(ones), second)
+    assert abs(float((first == second).double().mean()) - 0.5) < 0.08  # five deviations
+
+
 class DropPath(nn.Module):
     """As timm's: its own name, its own attribute."""
 
