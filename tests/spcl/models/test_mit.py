@@ -157,10 +157,11 @@ def test_official_files_load(tmp_path, suffix):
 
 
 def test_the_file_of_another_size_is_refused(tmp_path):
-    torch.save(official(), tmp_path / "mit_b0.pth")
+    wider = {name: torch.cat([value, value]) for name, value in official().items()}
+    torch.save(wider, tmp_path / "mit.pth")
     first = "size mismatch for patch_embed1.proj.weight: "
-    with pytest.raises(UserError, match=rf"do not fit mit_b5: {first}.* and \d+ more$"):
-        build_segmentor(B5, 19, norm="domain", weights=str(tmp_path / "mit_b0.pth"))
+    with pytest.raises(UserError, match=rf"do not fit mit_b0: {first}.* and \d+ more$"):
+        build_segmentor(B0, 19, norm="domain", weights=str(tmp_path / "mit.pth"))
 
 
 @pytest.mark.parametrize("name", [B0, B5])
