@@ -25,9 +25,12 @@ from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
 from spcl.models.weights import Pretrained
 
 
-def tiny(norm="domain", seed=0):
+def tiny(norm="domain", seed=0, name="tiny"):
     torch.manual_seed(seed)
-    return build_segmentor("tiny", 5, norm=norm)
+    return build_segmentor(name, 5, norm=norm)
+
+
+TINY = ("tiny", "tiny_transformer")
 
 
 @cache
@@ -82,26 +85,29 @@ def test_domain_chooses_the_statistics():
         segmentor(image, "sim")
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_parameter_is_in_one_group_and_gets_a_gradient(norm):
-    segmentor = tiny(norm)
+@pytest.mark.parametrize(("name", "norm"), [(m, n) for m in TINY for n in norms(m)])
+def test_every_parameter_is_in_one_group_and_gets_a_gradient(name, norm):
+    segmentor = tiny(norm, name=name)
     groups = segmentor.parameter_groups()
     assert sorted(map(id, groups["backbone"] + groups["head"])) == sorted(
         map(id, segmentor.parameters())
     )
-    segmentor(torch.randn(2, 3, 32, 48), "source").logits.square().sum().backward()
+    output = segmentor(torch.randn(2, 3, 32, 48), "source", torch.arange(2))
+    output.logits.square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in segmentor.parameters())
 
 
-def test_tiny_takes_odd_sizes_and_small_pictures():
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_takes_odd_sizes_and_small_pictures(name):
     for height, width in ((33, 47), (8, 8)):
-        logits = tiny().eval()(torch.randn(1, 3, height, width), "source").logits
+        logits = tiny(name=name).eval()(torch.randn(1, 3, height, width), "source").logits
         assert logits.shape[2:] == ((height + 1) // 2, (width + 1) // 2)
 
 
-def test_pixels_far_away_reach_the_middle():
+@pytest.mark.parametrize("name", TINY)
+def test_pixels_far_away_reach_the_middle(name):
     image = torch.randn(1, 3, 64, 128, requires_grad=True)
-    tiny().eval()(image, "source").logits[0, :, 16, 32].sum().backward()
+    tiny(name=name).eval()(image, "source").logits[0, :, 16, 32].sum().backward()
     seen = image.grad.abs().sum((0, 1)) > 0
     assert seen[:, 8].any() and seen[:, 120].any() and seen[0].any() and seen[63].any()
 
