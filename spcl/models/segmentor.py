@@ -22,6 +22,7 @@ from spcl.models.stochastic import random_layers, replace_random_layers, set_key
 from spcl.models.tiny import Tiny
 from spcl.models.vgg import INPUTS, VGG16
 from spcl.models.weights import Pretrained, check_fits, load_weights
+from spcl.randomness import name_numbers
 from spcl.settings import choose
 
 MEAN_ORDERS = ("right", "mixed")
@@ -57,6 +58,7 @@ class Segmentor(nn.Module):
     """
 
     feature_dimension: int
+    _names: Tensor
     _absent: Tensor
     _shift: Tensor
 
@@ -76,7 +78,9 @@ class Segmentor(nn.Module):
         self.mixed = mixed
         self._build: Callable[..., Segmentor] | None = None
         replace_random_layers(self)
-        self._random = dict(random_layers(self))
+        self._random = random_layers(self)
+        if self._random:
+            self.register_buffer("_names", name_numbers(self._random), persistent=False)
         self.no_decay, self.layers = no_decay, layers
         self.num_classes = num_classes
         self.absent = absent
@@ -103,7 +107,8 @@ class Segmentor(nn.Module):
         """
         statistics, moves = self.mixed if domain == "mixed" else (domain, True)
         set_domain(self, statistics, moves)
-        set_keys(self._random, keys)
+        if self._random:
+            set_keys(self._random, self._names, keys)
         if self.mean_order == "mixed":
             image = image + self._shift
         given = self.backbone(image)

@@ -8,8 +8,8 @@ from toys import Dropping, ThreeConvolutions, drawing, train
 
 from spcl.errors import ConfigError
 from spcl.models.segmentor import MODELS, Segmentor, build_segmentor
-from spcl.models.stochastic import SampleDropout
-from spcl.randomness import GOLDEN, Step, mix, uniform
+from spcl.models.stochastic import SampleDropout, random_layers
+from spcl.randomness import GOLDEN, Step, derived, mix, name_numbers, uniform
 
 WORD = 2**64
 
@@ -115,6 +115,19 @@ def test_the_walk_sees_a_network_that_does(monkeypatch):
     before = torch.get_rng_state()
     network.train()(images, "source", torch.arange(2))
     assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_each_layer_that_drops_has_keys_of_its_name():
+    network = Segmentor(Dropping("frozen"), nn.Conv2d(16, 5, 1), 5).train()
+    network(torch.rand(3, 3, 32, 32), "source", torch.arange(3))
+    layers = random_layers(network)
+    assert list(layers) == ["backbone.dropout", "backbone.channels"]
+    for name, layer in layers.items():
+        alone = derived(torch.arange(3), name_numbers([name])[:, None])[0]
+        assert torch.equal(layer.keys, alone + 1)  # it has drawn once
+    silent = Dropping("frozen")
+    silent.dropout.p = 0.0
+    assert list(random_layers(Segmentor(silent, nn.Conv2d(16, 5, 1), 5))) == ["backbone.channels"]
 
 
 def test_a_layer_that_runs_twice_draws_twice():

@@ -104,6 +104,16 @@ def test_tiny_takes_odd_sizes_and_small_pictures(name):
         assert logits.shape[2:] == ((height + 1) // 2, (width + 1) // 2)
 
 
+def test_the_small_transformer_drops_both_parts_of_a_block():
+    block = tiny(name="tiny_transformer").backbone.blocks[2]
+    assert block.drop1.p == block.drop2.p == pytest.approx(0.1 * 2 / 3)
+    x = torch.randn(2, 6, 96)
+    for drop in (block.drop1, block.drop2):
+        drop.p, drop.keys = 1 - 1e-9, torch.arange(2)
+    assert torch.equal(block.train()(x, (2, 3)), x)
+    assert not torch.allclose(block.eval()(x, (2, 3)), x)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_pixels_far_away_reach_the_middle(name):
     image = torch.randn(1, 3, 64, 128, requires_grad=True)
