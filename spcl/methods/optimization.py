@@ -45,7 +45,7 @@ def build(segmentor: Segmentor, stage: StageConfig) -> torch.optim.Optimizer:
 
 
 def _by_layer(groups: list[dict], depths: dict[int, int], decay: float) -> list[dict]:
-    """The groups, each split by the depth of its parameters; those without one are at depth 0."""
+    """The groups, each split by the depth of its parameters; a head's have none, which is 0."""
     split = []
     for group in groups:
         found: dict[int, list[nn.Parameter]] = {}

@@ -30,8 +30,8 @@ class MiT(Backbone):
         super().__init__()
         from segmentation_models_pytorch.encoders import get_encoder
 
-        # Each part of the encoder starts its weights, and so does all that it is part of: a minute
-        # for the largest.  Without data that takes no time, and the whole starts them once.
+        # Each part of the encoder starts its weights, and so does all that it is part of, which
+        # takes long.  Without data it takes no time, and then the whole starts them once.
         device = torch.get_default_device()
         with RatesAsNumbers(), torch.device("meta"):
             encoder = get_encoder(name, weights=None, depth=LEVELS + 1)

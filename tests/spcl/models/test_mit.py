@@ -10,6 +10,7 @@ from torch import nn
 from spcl import train
 from spcl.cli import guarded
 from spcl.configuration.config import load
+from spcl.engine.provenance import describe
 from spcl.errors import ConfigError, UserError
 from spcl.models.daformer import DAFormerHead
 from spcl.models.normalization import DomainNorm, set_domain
@@ -186,6 +187,13 @@ def test_without_the_package_it_is_told_how_to_have_it(monkeypatch, tmp_path, ca
     argv = ["--dry-run", "--storage", str(tmp_path), "--data", str(tmp_path), "--method"]
     assert guarded(train.main, [*argv, "source_only", f"model={B0}"]) == 2
     assert "mit_b0 needs the package segmentation_models_pytorch" in capsys.readouterr().err
+
+
+def test_a_manifest_names_the_licence():
+    for model in (B0, "tiny"):
+        config = load("gta5", "source_only", None, [f"model={model}"])
+        licence = describe(config, [], {}, "x")["licence"]
+        assert licence == MODELS[model].licence and ("NVIDIA" in licence) == (model == B0)
 
 
 def test_the_list_names_the_licence(capsys):
