@@ -25,6 +25,8 @@ def describe(request: Request, workers: int) -> str:
         lines.append(
             f"  compat=official: what the authors' code does, configs/compat/{config.method}.yaml"
         )
+    if config.model.spec.licence:
+        lines.append(f"  {'network':<11}{config.model.name}: {config.model.spec.licence}")
     for role, split in splits.items():
         if isinstance(split, Planned):
             about = str(split)

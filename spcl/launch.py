@@ -25,6 +25,7 @@ from spcl.engine.piece import Piece
 from spcl.engine.planned import refuse
 from spcl.engine.run_config import find_run, open_run
 from spcl.errors import ConfigError
+from spcl.models.segmentor import check_installed
 from spcl.models.weights import check_weights
 from spcl.settings import digest
 from spcl.store.run_folder import RunFolder
@@ -73,6 +74,7 @@ def requests(arguments: argparse.Namespace) -> list[Request]:
         check_name(arguments.name)
     config = load(arguments.benchmark, arguments.method, arguments.config, arguments.settings)
     check_batches(config, config.train.workers)
+    check_installed(config.model.name)
     check_weights(config.weights)
     data = data_root(arguments.data)
     storage = cli.storage_root(arguments.storage, writes=not arguments.dry_run)

@@ -9,6 +9,7 @@ other.
 """
 
 import zlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,17 @@ def uniform(keys: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     return (bits.to(torch.float32) * 2.0**-UNIFORM_BITS).reshape(len(keys), *shape)
 
 
-def derived(keys: Tensor, name: str) -> Tensor:
-    """(B,) int64 keys for one part (a layer) of what (B,) int64 keys are for."""
-    return mix(keys ^ _name_number(name))
+def derived(keys: Tensor, names: Tensor) -> Tensor:
+    """(L, B) int64 keys for parts (layers) of what (B,) int64 keys are for.
+
+    names  (L, 1) of `name_numbers`
+    """
+    return mix(keys ^ names)
+
+
+def name_numbers(names: Iterable[str]) -> Tensor:
+    """(L,) int64, a number for each name."""
+    return torch.tensor([_name_number(name) for name in names], dtype=torch.int64)
 
 
 def mix(state: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ def _show(run: RunFolder) -> str:
     if manifest:
         for key in ("benchmark", "method", "seed", "selection", "label_budget", "code", "commit"):
             lines.append(f"  {key}: {manifest[key]}")
+        if manifest.get("licence"):
+            lines.append(f"  licence: {manifest['licence']}")
         if manifest.get("search"):
             lines.append(f"  search: {manifest['search']}")
         if manifest.get("compat") == "official":

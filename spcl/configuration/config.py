@@ -170,6 +170,11 @@ class Config:
                     f"{name}.start must be trained: what it learns in its look at the source is of "
                     "the network of the stage before"
                 )
+            if section.layer_decay != 1.0 and not self.model.spec.layers:
+                raise ConfigError(
+                    f"{name}.layer_decay needs a network that says its layers, and "
+                    f"{self.model.name} does not; leave it at 1"
+                )
             if section.scale[0] > section.scale[1]:
                 raise ConfigError(f"{name}.scale must be [low, high], got {list(section.scale)}")
         if len(set(self.stages)) != len(self.stages):

@@ -43,4 +43,6 @@ def list_known() -> str:
     lines.append(f"methods with compat=official: {', '.join(known('compat'))}")
     lines.append(f"stages: {', '.join(table.read()['stages'])}")
     lines.append(f"models: {', '.join(table.read()['models'])}")
+    for licence, models in table.read()["licences"].items():
+        lines.append(f"  {', '.join(models)}: {licence}")
     return "\n".join(lines)

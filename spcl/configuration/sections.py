@@ -116,7 +116,8 @@ class Model:
     name: str = setting("deeplabv2_resnet101", "paper", choices=tuple(MODELS))
     norm: str = setting(
         "auto",
-        "paper: frozen with pre-trained weights; ours: domain without; running is ASANet's code",
+        "paper: frozen with pre-trained weights; ours: domain without, or where no weights fill "
+        "the norms; running is ASANet's code",
         choices=("auto", *NORMS),
     )
     weights: str = setting(
@@ -159,7 +160,8 @@ class Model:
         if not self.spec.norms:  # nothing is normalised by it, so that keys must not tell apart
             return "frozen"
         # Frozen statistics are those that pre-trained weights bring; without any they'd be nothing.
-        default = "domain" if self.used_weights == "none" else "frozen"
+        frozen = "frozen" in self.spec.norms and self.used_weights != "none"
+        default = "frozen" if frozen else "domain"
         return default if self.norm == "auto" else self.norm
 
     @property

@@ -69,7 +69,7 @@ def _frozen(value: Any) -> Any:
 
 @cache
 def read() -> dict[str, Any]:
-    """stages, models: names; settings: rows by dotted key."""
+    """stages, models: names; licences: models by what must be known; settings: rows by key."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
@@ -94,10 +94,12 @@ def text() -> str:
     from spcl.methods import METHODS
     from spcl.models.segmentor import MODELS
 
-    lines = [
-        f'"{name}": {json.dumps(list(names))},'
-        for name, names in (("stages", METHODS), ("models", MODELS))
-    ]
+    licences: dict[str, list[str]] = {}
+    for name, spec in MODELS.items():
+        if spec.licence:
+            licences.setdefault(spec.licence, []).append(name)
+    names = {"stages": list(METHODS), "models": list(MODELS), "licences": licences}
+    lines = [f'"{name}": {json.dumps(found)},' for name, found in names.items()]
     known = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows(Config).items())
     return "\n".join(["{", *lines, '"settings": {', known, "}}", ""])
 

@@ -19,7 +19,17 @@ from spcl.engine.commit import commit
 from spcl.engine.stages import Stage
 from spcl.errors import UserError
 
-PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "pillow", "ray", "optuna")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "ray",
+    "optuna",
+)
 
 
 def describe(
@@ -33,6 +43,7 @@ def describe(
         "method": config.method,
         "compat": config.compat,
         "backbone": config.model.name,
+        "licence": config.model.spec.licence,  # of the network; "": nothing beyond this project's
         "evaluation_size": list(config.evaluation.size),
         "seed": config.seed,
         "stages": [

@@ -23,8 +23,9 @@ NORMS = (DomainNorm, _BatchNorm, nn.LayerNorm, nn.GroupNorm)
 def build(segmentor: Segmentor, stage: StageConfig) -> torch.optim.Optimizer:
     """The segmentor's optimizer: its head at `head_multiplier` times the backbone's rate.
 
-    Weight decay spares what the network's row in MODELS says (`no_decay`), and without
-    `norm_decay` the norms.
+    With `layer_decay` a layer of the backbone has so much of the rate of the layer behind it; the
+    last has all.  Weight decay spares what the network's row in MODELS says (`no_decay`), and
+    without `norm_decay` the norms.
     """
     rates = {"backbone": stage.learning_rate, "head": stage.learning_rate * stage.head_multiplier}
     free = set() if stage.norm_decay else set(map(id, norm_parameters(segmentor)))
@@ -38,7 +39,21 @@ def build(segmentor: Segmentor, stage: StageConfig) -> torch.optim.Optimizer:
             kept = set(map(id, decayed))
             rest = [p for p in parameters if id(p) not in kept]
             groups.append({"params": rest, "weight_decay": 0.0} | rate)
+    if stage.layer_decay != 1.0:
+        groups = _by_layer(groups, segmentor.depths(), stage.layer_decay)
     return _optimizer(groups, stage)
+
+
+def _by_layer(groups: list[dict], depths: dict[int, int], decay: float) -> list[dict]:
+    """The groups, each split by the depth of its parameters; a head's have none, which is 0."""
+    split = []
+    for group in groups:
+        found: dict[int, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            found.setdefault(depths.get(id(parameter), 0), []).append(parameter)
+        for depth, parameters in sorted(found.items()):
+            split.append(group | {"params": parameters, "lr": group["lr"] * decay**depth})
+    return split
 
 
 def build_head(parameters: list[nn.Parameter], stage: StageConfig) -> torch.optim.Optimizer:

@@ -23,6 +23,13 @@ class StageConfig:
     norm_decay: bool = setting(
         True, "authors' code; false is DAFormer's: no weight decay of scales and shifts"
     )
+    layer_decay: float = setting(
+        1.0,
+        "authors' code: one rate; 0.9 in VFM-UDA++: times the rate of the layer behind it, where "
+        "the network says its layers",
+        low=0.0,
+        high=1.0,
+    )
     batch: int | None = setting(None, "ours: train.batch unless a stage says otherwise", low=1)
     scale: tuple[float, float] = setting(
         (1.0, 1.0), "paper: no random scale here; times the size that is cropped", low=0.1

@@ -5,9 +5,12 @@ depend on ranks, micro-batches and on where a run was resumed; here each mask is
 per sample, which a training step hands in (`spcl.randomness`).
 """
 
-from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from spcl.errors import ConfigError
 from spcl.randomness import derived, uniform
@@ -23,6 +26,20 @@ COVERS = {
 }
 #: Random layers of torch that have no counterpart here.
 REFUSED = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU, nn.FractionalMaxPool2d)
+
+
+class RatesAsNumbers(TorchFunctionMode):
+    """A context for foreign constructors that read the rates of drop path off a tensor.
+
+    A tensor on the meta device or a fake one has no numbers, so they get an array's.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            return np.linspace(*args)
+        return func(*args, **(kwargs or {}))
 
 
 class SampleDropout(nn.Module):
@@ -46,6 +63,8 @@ class SampleDropout(nn.Module):
         shape = {"element": x.shape[1:], "channel": (x.shape[1], *ones), "sample": (1, *ones)}
         windows = len(x) // len(self.keys)
         draws = uniform(self.keys, (windows, *shape[self.covers])).flatten(0, 1)
+        # A block of MiT runs one layer behind its attention and again behind its MLP.
+        self.keys = self.keys + 1
         return x * ((draws >= self.p).to(x.dtype) / (1 - self.p))
 
     def extra_repr(self) -> str:
@@ -67,14 +86,17 @@ def replace_random_layers(network: nn.Module) -> None:
             setattr(network.get_submodule(parent), child, SampleDropout(p or 0.0, covers))
 
 
-def random_layers(network: nn.Module) -> Iterator[tuple[str, SampleDropout]]:
-    """The random layers by name."""
-    for name, module in network.named_modules():
-        if isinstance(module, SampleDropout):
-            yield name, module
+def random_layers(network: nn.Module) -> dict[str, SampleDropout]:
+    """The random layers by name; foreign networks have many that never drop, which are left out."""
+    found = network.named_modules()
+    return {name: m for name, m in found if isinstance(m, SampleDropout) and m.p > 0}
 
 
-def set_keys(layers: dict[str, SampleDropout], keys: Tensor | None) -> None:
-    """Give each layer its own keys, derived from (B,) int64, one per sample of the next forward."""
-    for name, layer in layers.items():
-        layer.keys = None if keys is None else derived(keys, name)
+def set_keys(layers: dict[str, SampleDropout], names: Tensor, keys: Tensor | None) -> None:
+    """Give each layer its own keys, derived from (B,) int64, one per sample of the next forward.
+
+    names  (L,) of the layers, see `spcl.randomness.name_numbers`: a network may have a hundred
+    """
+    own = [None] * len(layers) if keys is None else derived(keys, names[:, None])  # (L, B)
+    for layer, its in zip(layers.values(), own, strict=True):
+        layer.keys = its

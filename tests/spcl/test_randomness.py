@@ -8,8 +8,8 @@ from toys import Dropping, ThreeConvolutions, drawing, train
 
 from spcl.errors import ConfigError
 from spcl.models.segmentor import MODELS, Segmentor, build_segmentor
-from spcl.models.stochastic import SampleDropout
-from spcl.randomness import GOLDEN, Step, mix, uniform
+from spcl.models.stochastic import SampleDropout, random_layers
+from spcl.randomness import GOLDEN, Step, derived, mix, name_numbers, uniform
 
 WORD = 2**64
 
@@ -94,7 +94,11 @@ def test_a_method_that_draws_gives_the_same_on_one_and_two_ranks(tmp_path):
         assert torch.allclose(value.double(), state[name].double(), atol=1e-4), name
 
 
-@pytest.mark.parametrize("name", MODELS)
+#: Of the same layers as a smaller one, and seconds to start.
+LARGER = {"dinov2_vitb14", "mit_b5"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in LARGER])
 def test_no_network_moves_the_global_generator(name):
     network = build_segmentor(name, 5, norm=(MODELS[name].norms or ("frozen",))[0]).train()
     images = torch.rand(2, 3, 33, 33)
@@ -111,6 +115,30 @@ def test_the_walk_sees_a_network_that_does(monkeypatch):
     before = torch.get_rng_state()
     network.train()(images, "source", torch.arange(2))
     assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_each_layer_that_drops_has_keys_of_its_name():
+    network = Segmentor(Dropping("frozen"), nn.Conv2d(16, 5, 1), 5).train()
+    network(torch.rand(3, 3, 32, 32), "source", torch.arange(3))
+    layers = random_layers(network)
+    assert list(layers) == ["backbone.dropout", "backbone.channels"]
+    for name, layer in layers.items():
+        alone = derived(torch.arange(3), name_numbers([name])[:, None])[0]
+        assert torch.equal(layer.keys, alone + 1)  # it has drawn once
+    silent = Dropping("frozen")
+    silent.dropout.p = 0.0
+    assert list(random_layers(Segmentor(silent, nn.Conv2d(16, 5, 1), 5))) == ["backbone.channels"]
+
+
+def test_a_layer_that_runs_twice_draws_twice():
+    """As that of MiT's blocks does: behind the attention, and behind the MLP."""
+    layer = SampleDropout(0.5, "sample").train()
+    ones = torch.ones(1000, 1, 1)
+    layer.keys = torch.arange(1000)
+    first, second = layer(ones), layer(ones)
+    layer.keys = torch.arange(1000)
+    assert torch.equal(layer(ones), first) and torch.equal(layer(ones), second)
+    assert abs(float((first == second).double().mean()) - 0.5) < 0.08  # five deviations
 
 
 class DropPath(nn.Module):

@@ -120,7 +120,10 @@ def test_a_frozen_backbone_is_no_obstacle():
 # Over many steps, ranks and a stop.
 
 TRAINED = {"norm": "frozen", "double": True, "steps": 4}
-CASES = {name: (name, TRAINED | {"micro_batch": 1}) for name in METHODS}
+# Each method on a toy, and one on a network with drop path, layer norms and a head of its own.
+KINDS = {name: (name, TRAINED) for name in METHODS}
+KINDS["transformer"] = ("spcl", TRAINED | {"model": "tiny_transformer"})
+CASES = {kind: (name, options | {"micro_batch": 1}) for kind, (name, options) in KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -139,20 +142,22 @@ def same(one: dict, other: dict, tolerance: float) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", METHODS)
-def test_training_in_parts_is_training_on_one_rank_and_on_two(name, two_ranks, tmp_path):
-    whole = train_on_rank(0, str(tmp_path / "whole"), name, dict(TRAINED))
-    parts = train_on_rank(0, str(tmp_path / "parts"), name, TRAINED | {"micro_batch": 1})
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_in_parts_is_training_on_one_rank_and_on_two(kind, two_ranks, tmp_path):
+    name, options = KINDS[kind]
+    whole = train_on_rank(0, str(tmp_path / "whole"), name, dict(options))
+    parts = train_on_rank(0, str(tmp_path / "parts"), name, options | {"micro_batch": 1})
     assert len(whole["losses"]) == 4
     same(whole, parts, 1e-6)
-    first, second = (rank[name] for rank in two_ranks)
+    first, second = (rank[kind] for rank in two_ranks)
     same(whole, first, 1e-6)
     assert all(torch.equal(value, second["state"][key]) for key, value in first["state"].items())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_stopped_run_in_parts_ends_with_the_same_bits(name, tmp_path):
-    options = TRAINED | {"micro_batch": 3}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_in_parts_ends_with_the_same_bits(kind, tmp_path):
+    name, options = KINDS[kind]
+    options = options | {"micro_batch": 3}
     straight = train_on_rank(0, str(tmp_path / "straight"), name, dict(options))
     stopped = train_on_rank(0, str(tmp_path / "stopped"), name, options | {"stop": 2})
     assert len(stopped["losses"]) == len(straight["losses"])  # of both halves

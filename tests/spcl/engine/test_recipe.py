@@ -422,6 +422,7 @@ def test_a_manifest_names_the_code_and_what_it_ran_on(finished):
     manifest = RunFolder(finished / "full").manifest
     found = manifest["versions"]
     names = {"python", "torch", "torchvision", "numpy", "pyarrow", "pillow", "ray", "optuna"}
+    names |= {"timm", "segmentation-models-pytorch"}
     assert found.keys() == names and all(found.values())
     assert found["numpy"] == np.__version__ and found["torch"] == torch.__version__
     assert len(manifest["commit"]) == 40 and manifest["dirty"] in (True, False)

@@ -1,10 +1,13 @@
 import ast
 import dataclasses
+import math
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from toys import ThreeConvolutions
 
 import spcl
@@ -16,28 +19,44 @@ from spcl.engine.networks import new_segmentor
 from spcl.engine.stages import plan
 from spcl.errors import ConfigError
 from spcl.methods import METHODS
-from spcl.models.normalization import NORMS, FrozenBatchNorm2d
+from spcl.models.backbone import FusingHead
+from spcl.models.normalization import NORMS
 from spcl.models.segmentor import MODELS, NO_DECAY, ModelSpec, build_segmentor
 from spcl.models.weights import Pretrained
 
 
-def tiny(norm="domain", seed=0):
+def tiny(norm="domain", seed=0, name="tiny"):
     torch.manual_seed(seed)
-    return build_segmentor("tiny", 5, norm=norm)
+    return build_segmentor(name, 5, norm=norm)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", MODELS)
-def test_output_has_features_and_logits_on_one_grid(name, norm):
+TINY = ("tiny", "tiny_transformer")
+
+
+@cache
+def on_meta(name, norm):
+    """Without data; built once, since the largest take a second."""
     with torch.device("meta"):
-        segmentor = build_segmentor(name, 5, norm=norm).train()
-        output = segmentor(torch.empty(2, 3, 64, 128), "target")
+        return build_segmentor(name, 5, norm=norm)
+
+
+def norms(name):
+    return MODELS[name].norms or ("frozen",)
+
+
+@pytest.mark.parametrize(("name", "norm"), [(m, n) for m in MODELS for n in norms(m)])
+def test_output_has_features_and_logits_on_one_grid(name, norm):
+    segmentor = on_meta(name, norm).train()
+    with torch.device("meta"):
+        output = segmentor(torch.empty(2, 3, 64, 128), "target", torch.arange(2))
     assert output.features.shape[:2] == (2, segmentor.feature_dimension)
     assert output.logits.shape[:2] == (2, segmentor.num_classes) == (2, 5)
     assert output.features.shape[2:] == output.logits.shape[2:]
-    assert output.levels[-1] is output.features
+    own = isinstance(segmentor.head, FusingHead)
+    assert (output.levels[-1] is output.features) != own
+    assert output.levels[-1].shape[1] == segmentor.backbone.feature_dimension
     stride = MODELS[name].stride
-    assert output.features.shape[2:] == (64 // stride, 128 // stride)
+    assert output.features.shape[2:] == (math.ceil(64 / stride), math.ceil(128 / stride))
 
 
 def test_initialisation_follows_the_global_seed():
@@ -66,26 +85,39 @@ def test_domain_chooses_the_statistics():
         segmentor(image, "sim")
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_parameter_is_in_one_group_and_gets_a_gradient(norm):
-    segmentor = tiny(norm)
+@pytest.mark.parametrize(("name", "norm"), [(m, n) for m in TINY for n in norms(m)])
+def test_every_parameter_is_in_one_group_and_gets_a_gradient(name, norm):
+    segmentor = tiny(norm, name=name)
     groups = segmentor.parameter_groups()
     assert sorted(map(id, groups["backbone"] + groups["head"])) == sorted(
         map(id, segmentor.parameters())
     )
-    segmentor(torch.randn(2, 3, 32, 48), "source").logits.square().sum().backward()
+    output = segmentor(torch.randn(2, 3, 32, 48), "source", torch.arange(2))
+    output.logits.square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in segmentor.parameters())
 
 
-def test_tiny_takes_odd_sizes_and_small_pictures():
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_takes_odd_sizes_and_small_pictures(name):
     for height, width in ((33, 47), (8, 8)):
-        logits = tiny().eval()(torch.randn(1, 3, height, width), "source").logits
+        logits = tiny(name=name).eval()(torch.randn(1, 3, height, width), "source").logits
         assert logits.shape[2:] == ((height + 1) // 2, (width + 1) // 2)
 
 
-def test_pixels_far_away_reach_the_middle():
+def test_the_small_transformer_drops_both_parts_of_a_block():
+    block = tiny(name="tiny_transformer").backbone.blocks[2]
+    assert block.drop1.p == block.drop2.p == pytest.approx(0.1 * 2 / 3)
+    x = torch.randn(2, 6, 96)
+    for drop in (block.drop1, block.drop2):
+        drop.p, drop.keys = 1 - 1e-9, torch.arange(2)
+    assert torch.equal(block.train()(x, (2, 3)), x)
+    assert not torch.allclose(block.eval()(x, (2, 3)), x)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_pixels_far_away_reach_the_middle(name):
     image = torch.randn(1, 3, 64, 128, requires_grad=True)
-    tiny().eval()(image, "source").logits[0, :, 16, 32].sum().backward()
+    tiny(name=name).eval()(image, "source").logits[0, :, 16, 32].sum().backward()
     seen = image.grad.abs().sum((0, 1)) > 0
     assert seen[:, 8].any() and seen[:, 120].any() and seen[0].any() and seen[63].any()
 
@@ -125,8 +157,9 @@ class Pyramid(nn.Module):
 class Fused(nn.Module):
     """Logits from both levels, on the grid of the coarse one."""
 
-    def __init__(self, dimension, classes, branches):
+    def __init__(self, backbone, classes, branches, norm):
         super().__init__()
+        dimension = backbone.feature_dimension
         self.layers = nn.ModuleList(nn.Conv2d(dimension, classes, 1) for _ in range(2))
 
     def forward(self, levels):
@@ -206,18 +239,32 @@ def test_what_a_row_names_is_trained_without_decay(pyramid):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_of_todays_networks_decay_alike(name):
-    with torch.device("meta"):
-        groups = build_segmentor(name, 5, norm="frozen").parameter_groups()
-    assert list(groups) == ["backbone", "head"] and NO_DECAY not in "".join(groups)
+def test_a_network_decays_alike_unless_its_row_says_more(name):
+    groups = list(on_meta(name, norms(name)[0]).parameter_groups())
+    assert groups[:2] == ["backbone", "head"]
+    assert (NO_DECAY in "".join(groups)) == bool(MODELS[name].no_decay)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].layers])
+def test_the_layers_of_a_row_are_there_and_share_nothing(name):
+    """All of them, whose depths count up from the head; the rest lies before."""
+    segmentor = on_meta(name, norms(name)[0])
+    layers = [segmentor.backbone.get_submodule(layer) for layer in MODELS[name].layers]
+    found = [id(p) for layer in layers for p in layer.parameters()]
+    assert len(set(found)) == len(found)
+    depths = segmentor.depths()
+    assert depths.keys() == {id(p) for p in segmentor.backbone.parameters()}
+    assert [depths[id(next(layer.parameters()))] for layer in layers] == [*range(len(layers))]
+    assert {depths[key] for key in depths.keys() - set(found)} == {len(layers)}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_row_without_norms_builds_none(name):
     """And one with norms builds those it is asked for."""
-    with torch.device("meta"):
-        layers = list(build_segmentor(name, 5, norm="frozen").modules())
-    assert any(isinstance(m, FrozenBatchNorm2d) for m in layers) == bool(MODELS[name].norms)
+    norm = norms(name)[0]
+    layers = list(on_meta(name, norm).modules())
+    assert any(isinstance(m, NORMS[norm]) for m in layers) == bool(MODELS[name].norms)
+    assert not any(isinstance(m, _BatchNorm) for m in layers)
 
 
 def names_asked(source: str) -> list[str]:
