@@ -9,8 +9,8 @@ from toys import CLASSES, Stripes, batch_of, changed, method, train
 from spcl.configuration.config import load
 from spcl.configuration.elastic import choices
 from spcl.errors import ConfigError
-from spcl.memory.teacher import Lesson
 from spcl.methods.taught import TaughtConfig
+from spcl.methods.teacher import Lesson
 from spcl.randomness import Step
 
 
@@ -48,7 +48,10 @@ def test_terms_are_those_of_a_slow_version():
     for b, y, x in torch.cartesian_prod(torch.arange(4), torch.arange(32), torch.arange(64)):
         total -= float(mixed.weights[b, y, x] * chances[b, int(mixed.label[b, y, x]), y, x])
     term = outputs.terms["mixed"]
-    assert float(term.sum.detach()) == pytest.approx(total, rel=1e-4) and int(term.count) == 4 * 32 * 64
+    assert (
+        float(term.sum.detach()) == pytest.approx(total, rel=1e-4)
+        and int(term.count) == 4 * 32 * 64
+    )
     pasted = mixed.weights == 1
     assert torch.equal(mixed.label[pasted], batch.source.label[pasted])
     assert torch.equal(mixed.label[~pasted], taught.label[~pasted])
