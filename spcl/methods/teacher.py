@@ -60,7 +60,7 @@ def momentum_at(step: int, most: float) -> float:
 def follow(teacher: nn.Module, student: nn.Module, momentum: float, *, buffers: str) -> None:
     """Teacher <- momentum * teacher + (1 - momentum) * student, in place.
 
-    buffers  "mean", as parameters, those that hold no fractions as copies; "keep" leaves them
+    buffers  "mean", as parameters, those that hold no fractions as copies; "own" leaves them
     """
     old, new = _pairs(teacher.parameters(), student.parameters())
     if buffers == "mean":
