@@ -52,9 +52,7 @@ def test_the_symmetric_window_gives_a_real_image_and_corners_lose_some_of_it():
 def test_phases_stay_and_amplitudes_in_the_window_alone_are_the_styles():
     source, style = pictures(12, 16), pictures(12, 16, seed=1)
     made, own, other = (torch.fft.fft2(x) for x in (fda(source, style, 0.1), source, style))
-    low = [
-        (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).abs() <= 1) for n in source.shape[-2:]
-    ]
+    low = [(torch.fft.fftfreq(n, 1 / n, dtype=torch.float64).abs() <= 1) for n in source.shape[-2:]]
     inside = low[0][:, None] & low[1]
     torch.testing.assert_close(made.abs(), torch.where(inside, other.abs(), own.abs()))
     torch.testing.assert_close(made.angle().sin(), own.angle().sin(), atol=1e-8, rtol=0)
