@@ -18,6 +18,7 @@ from spcl.data.shards import ShardSet
 from spcl.engine.commit import commit
 from spcl.engine.stages import Stage
 from spcl.errors import UserError
+from spcl.methods import METHODS
 
 PACKAGES = ("torch", "torchvision", "numpy", "pyarrow", "pillow", "ray", "optuna")
 
@@ -32,6 +33,8 @@ def describe(
         "benchmark": config.benchmark,
         "method": config.method,
         "compat": config.compat,
+        "spec": any(METHODS[stage].spec for stage in config.stages),
+        "recalled": config.recalled(),  # defaults in force that no source was read for
         "backbone": config.model.name,
         "evaluation_size": list(config.evaluation.size),
         "seed": config.seed,

@@ -65,6 +65,9 @@ class Method(nn.Module):
     starts_trained: ClassVar[bool] = False
     #: The network that is evaluated and handed on, by its name in the method: a teacher, perhaps.
     scored: ClassVar[str] = "segmentor"
+    #: Whether its source could not be read, so that it is built from our specification: its rows on
+    #: boards are marked (spec).
+    spec: ClassVar[bool] = False
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
     #: What `segment` calls, if not the student: see `running_by`.
