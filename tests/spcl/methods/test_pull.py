@@ -1,0 +1,160 @@
+"""The contrast of T2S-DA as a whole: against a loop over pixels, and one process against two."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from processes import run_ranks
+from toys import CLASSES, batch_of
+
+from spcl.data.batch import Batch, Images
+from spcl.losses import pull as pieces
+from spcl.losses.contrast import downsample_labels
+from spcl.methods.t2s_da import Pull, T2SDAConfig
+from spcl.models.segmentor import Output
+from spcl.randomness import Step
+
+D, GRID = 6, (6, 8)
+CONFIG = T2SDAConfig(queries=2, negatives=20, projection_width=5, confidence_momentum=0.5)
+STEP = Step(3, 1, "t2s_da")
+
+
+def outputs(images: int, seed: int) -> Output:
+    draws = torch.Generator().manual_seed(seed)
+    features = torch.randn(images, D, *GRID, generator=draws, dtype=torch.float64)
+    logits = 3 * torch.randn(images, CLASSES, *GRID, generator=draws, dtype=torch.float64)
+    return Output(features, logits)
+
+
+def some_batch(images: int = 4) -> Batch:
+    draws = torch.Generator().manual_seed(9)
+    label = torch.randint(0, 6, (images, 12, 16), generator=draws).byte()
+    label[label == 5] = 255
+    empty = torch.zeros(images, 3, 12, 16)
+    return batch_of(source=(empty, label), target=(empty, None))
+
+
+def made() -> Pull:
+    torch.manual_seed(4)
+    return Pull(D, CLASSES, CONFIG).double()
+
+
+def share_of(output: Output, rows: torch.Tensor) -> Output:
+    return Output(output.features[rows], output.logits[rows])
+
+
+def computed(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """For `processes.run_ranks`: of a rank's share of four images, summed over its rows."""
+    rows = torch.arange(rank, 4, world)
+    whole = some_batch()
+    batch = Batch({k: v.each(lambda tensor: tensor[rows]) for k, v in whole.streams.items()})
+    styled, source, target = (share_of(outputs(4, seed), rows) for seed in range(3))
+    styled.features.requires_grad_()
+    term = (module := made())(styled, source, target, batch, STEP)
+    term.sum.backward()
+    return {
+        "sum": term.sum.detach(),
+        "count": term.count,
+        "features": styled.features.grad,
+        "head": module.head[0].weight.grad,
+        "confidence": module.confidence.mean,
+    }
+
+
+def test_two_processes_give_what_one_gives():
+    (alone,) = [computed(0, 1)]
+    both = run_ranks(computed, 2, 2)
+    for name in ("sum", "count", "head"):
+        torch.testing.assert_close(both[0][name] + both[1][name], alone[name], rtol=1e-9, atol=0)
+    for rank, one in enumerate(both):
+        torch.testing.assert_close(one["features"], alone["features"][rank::2], rtol=1e-9, atol=0)
+        torch.testing.assert_close(one["confidence"], alone["confidence"], rtol=1e-12, atol=0)
+    assert alone["features"].any() and alone["head"].any()
+
+
+def test_it_is_the_loss_of_a_loop_over_queries():
+    batch, module = some_batch(), made()
+    styled, source, target = (outputs(4, seed) for seed in range(3))
+    term = module(styled, source, target, batch, STEP)
+
+    def unit(head, output):
+        return F.normalize(head(output.features.movedim(1, -1).reshape(-1, D)), dim=1)
+
+    labels = downsample_labels(batch.source.label, GRID).flatten()
+    queries = unit(module.head, styled)
+    keys, others = unit(module.teacher_head, source), unit(module.teacher_head, target)
+    entropy = pieces.entropy(target.logits).flatten()
+    predicted = target.logits.argmax(1).flatten()
+    # What is chosen has the smallest draws: the choice itself is tested with its pieces.
+    draws = {
+        name: STEP.uniform(f"pull/{name}", torch.arange(4), (48,)).flatten()
+        for name in ("queries", "source", "target")
+    }
+    valid = [i for i in range(192) if labels[i] != 255]
+    half = CONFIG.negatives // 2
+    near = sorted(valid, key=lambda i: draws["source"][i])[:half]
+    unsure = entropy.argsort(descending=True)[: int(0.2 * 192)].tolist()
+    far = sorted(unsure, key=lambda i: draws["target"][i])[:half]
+    total, classes = 0.0, 0
+    confidence = target.logits.softmax(1).amax(1).flatten()
+    means = torch.zeros(CLASSES, dtype=torch.float64)
+    for k in range(CLASSES):
+        if (predicted == k).any():
+            means[k] = 0.5 * confidence[predicted == k].mean()
+    importance = ((1 - means) / (1 - means).max()) ** 0.5
+    for k in range(CLASSES):
+        mine = sorted((i for i in valid if labels[i] == k), key=lambda i: draws["queries"][i])
+        mine = mine[: -(-CLASSES * 2 * len(mine) // len(valid))]
+        if not mine:
+            continue
+        classes += 1
+        prototype = F.normalize(keys[labels == k].mean(0), dim=0)
+        for i in mine:
+            positive = (queries[i] @ prototype / 0.2).exp()
+            negative = 0.0
+            for pool, vectors, kinds in ((near, keys, labels), (far, others, predicted)):
+                allowed = [(queries[i] @ vectors[j] / 0.2).exp() for j in pool if kinds[j] != k]
+                negative += half * sum(allowed) / len(allowed)
+            total -= importance[k] * (positive / (positive + negative)).log() / len(mine)
+    torch.testing.assert_close(term.sum, total)
+    assert float(term.count) == pytest.approx(classes) == 5
+
+
+def test_gradients_reach_the_student_alone():
+    module = made()
+    views = [outputs(4, seed) for seed in range(3)]
+    for view in views:
+        view.features.requires_grad_()
+        view.logits.requires_grad_()
+    module(*views, some_batch(), STEP).sum.backward()
+    assert views[0].features.grad.any() and module.head[2].weight.grad.any()
+    assert all(view.features.grad is None for view in views[1:])
+    assert all(view.logits.grad is None for view in views)
+    assert all(p.grad is None for p in module.teacher_head.parameters())
+
+
+def test_void_alone_is_nothing_with_a_graph_and_one_class_has_no_source_negatives():
+    for value, classes in ((255, 0), (3, 1)):
+        batch = some_batch()
+        label = torch.full_like(batch.source.label, value)
+        source = Images(batch.source.image, batch.source.position, label)
+        batch = Batch({**batch.streams, "source": source})
+        views = [outputs(4, seed) for seed in range(3)]
+        views[0].features.requires_grad_()
+        module = made()
+        term = module(*views, batch, STEP)
+        term.sum.backward()
+        assert float(term.count) == pytest.approx(classes) and torch.isfinite(term.sum)
+        assert bool(views[0].features.grad.any()) == (classes > 0)
+        assert torch.isfinite(views[0].features.grad).all()
+
+
+def test_a_scale_of_the_students_features_behind_the_head_changes_nothing():
+    """The head's output is brought to unit length."""
+    module = made()
+    views = [outputs(4, seed) for seed in range(3)]
+    before = module(*views, some_batch(), STEP).sum
+    with torch.no_grad():
+        module.confidence.mean.zero_()
+        for parameter in module.head[2].parameters():
+            parameter.mul_(3)
+    torch.testing.assert_close(module(*views, some_batch(), STEP).sum, before)
