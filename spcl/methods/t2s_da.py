@@ -5,7 +5,6 @@ no code: the parts are as these say, forms and values as recalled, or ours where
 comes out is no reproduction; compare it with `daformer`, which it is with `pull_weight` 0.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -103,12 +102,11 @@ class Pull(nn.Module):
         """dimension: of the features."""
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        self.head = nn.Sequential(
-            nn.Linear(dimension, dimension),
-            nn.ReLU(),
-            nn.Linear(dimension, config.projection_width),
-        )
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False).eval()
+        self.head = _projection_head(dimension, config.projection_width)
+        # No deepcopy: the tensors that `spcl.plan` counts memory with cannot be copied so.
+        self.teacher_head = _projection_head(dimension, config.projection_width)
+        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.teacher_head.requires_grad_(False).eval()
         self.confidence = ClassConfidence(num_classes, config.confidence_momentum)
 
     def forward(
@@ -199,6 +197,10 @@ class Pull(nn.Module):
         units = distributed.all_reduce(_project(self.teacher_head, features) * here[:, None])
         labels = kinds.flatten()[pixels]
         return units, pull.negative_weights(labels, meant, self.num_classes, half)
+
+
+def _projection_head(dimension: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(dimension, dimension), nn.ReLU(), nn.Linear(dimension, width))
 
 
 def _project(head: nn.Module, features: Tensor) -> Tensor:

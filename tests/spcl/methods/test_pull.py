@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from processes import run_ranks
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import CLASSES, batch_of
 
 from spcl.data.batch import Batch, Images
+from spcl.data.fourier import fda
 from spcl.losses import pull as pieces
 from spcl.losses.contrast import downsample_labels
 from spcl.methods.t2s_da import Pull, T2SDAConfig
@@ -162,6 +164,19 @@ def test_a_scale_of_the_students_features_behind_the_head_changes_nothing():
         for parameter in module.head[2].parameters():
             parameter.mul_(3)
     torch.testing.assert_close(module(*views, some_batch(), STEP).sum, before)
+
+
+def test_no_value_is_looked_at_on_the_host():
+    """On fake tensors any such look is an error; so would a GPU have to wait."""
+    with FakeTensorMode(), torch.device("cuda"):
+        features, logits = torch.empty(4, D, *GRID), torch.empty(4, CLASSES, *GRID)
+        positions = torch.empty(4, dtype=torch.int64)
+        image, label = torch.empty(4, 3, 12, 16), torch.empty(4, 12, 16, dtype=torch.uint8)
+        source, target = Images(image, positions, label), Images(image, positions)
+        batch = Batch({"source": source, "target": target})
+        one = Output(features, logits)
+        assert Pull(D, CLASSES, CONFIG)(one, one, one, batch, STEP).sum.device.type == "cuda"
+        assert fda(image, image, 0.1).device.type == "cuda"
 
 
 SECTORS, TURN = 6, math.radians(30)  # classes on a circle, and by how much the target is turned
