@@ -2,9 +2,13 @@
 
 Its settings stand in its file; `python -m spcl.configuration.table` then writes them into the table
 of settings.
-None ships yet.
 """
 
 from spcl.extras.base import Extra
+from spcl.extras.feature_distance import FeatureDistance
+from spcl.extras.masked_consistency import MaskedConsistency
 
-EXTRAS: dict[str, type[Extra]] = {}
+EXTRAS: dict[str, type[Extra]] = {
+    "feature_distance": FeatureDistance,
+    "masked_consistency": MaskedConsistency,
+}
