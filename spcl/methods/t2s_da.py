@@ -5,7 +5,8 @@ no code: the parts are as these say, forms and values as recalled, or ours where
 comes out is no reproduction; compare it with `daformer`, which it is with `pull_weight` 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -14,25 +15,30 @@ from torch import Tensor, nn
 
 from spcl import distributed
 from spcl.data.batch import Batch, Images
-from spcl.data.fourier import WINDOWS
+from spcl.data.fourier import WINDOWS, fda
 from spcl.data.labels import IGNORE_INDEX
 from spcl.losses import pull
 from spcl.losses.contrast import downsample_labels
 from spcl.memory.confidence import ClassConfidence, confidence_sums
 from spcl.memory.prototypes import class_sums
-from spcl.methods.base import Term
-from spcl.methods.stage import StageConfig
-from spcl.models.segmentor import Output
+from spcl.memory.teacher import follow, momentum_at
+from spcl.methods import optimization
+from spcl.methods.base import Outputs, Term
+from spcl.methods.taught import Taught, TaughtConfig
+from spcl.models.segmentor import Output, Segmentor
 from spcl.precision import at_least_float32, without_autocast
 from spcl.randomness import Step
 from spcl.settings import RECALLED, setting
 
 WEIGHT_NORMS = ("max", "mean")
+ACTIVITY = ("queries", "source_negatives", "target_negatives")
 
 
 @dataclass(frozen=True, kw_only=True)
-class T2SDAConfig(StageConfig):
-    pull_weight: float = setting(0.1, "lambda", low=0.0, provenance=RECALLED)
+class T2SDAConfig(TaughtConfig):
+    pull_weight: float = setting(
+        0.1, "lambda; 0 leaves the contrast out: daformer", low=0.0, provenance=RECALLED
+    )
     temperature: float = setting(0.2, "tau, of the contrast", low=1e-3, provenance=RECALLED)
     queries: int = setting(
         128, "n: K times n in all, by each class's share of pixels", low=1, provenance=RECALLED
@@ -89,6 +95,7 @@ class Chosen(NamedTuple):
     negatives: Tensor  # (M, D) unit length
     weights: Tensor  # (K, M) of negatives for the queries of a class
     prototypes: Tensor  # (K, D) unit length
+    found: dict[str, Tensor]  # how many of each kind the whole batch had
 
 
 class Pull(nn.Module):
@@ -98,7 +105,7 @@ class Pull(nn.Module):
     positions: so N ranks give what one does, for three small all-reduces.
     """
 
-    def __init__(self, dimension: int, num_classes: int, config: "T2SDAConfig"):
+    def __init__(self, dimension: int, num_classes: int, config: T2SDAConfig):
         """dimension: of the features."""
         super().__init__()
         self.config, self.num_classes = config, num_classes
@@ -111,8 +118,8 @@ class Pull(nn.Module):
 
     def forward(
         self, styled: Output, source: Output, target: Output, batch: Batch, step: Step
-    ) -> Term:
-        """The mean over classes of the weighted mean over queries.
+    ) -> tuple[Term, dict[str, Term]]:
+        """The mean over classes of the weighted mean over queries, and how many there were of what.
 
         styled          the student's, of source images in the target's style
         source, target  the teacher's
@@ -135,7 +142,8 @@ class Pull(nn.Module):
             )
             shares = chosen.shares * here
             total = (losses * shares.to(losses.dtype) * importance[chosen.kinds]).sum()
-            return Term(total, shares.sum(), config.pull_weight)
+            found = {k: Term(number, torch.ones_like(number)) for k, number in chosen.found.items()}
+            return Term(total, shares.sum(), config.pull_weight), found
 
     def _choose(
         self, source: Output, target: Output, labels: Tensor, batch: Batch, step: Step
@@ -156,16 +164,17 @@ class Pull(nn.Module):
             self._negatives("source", source, batch.source, ours, step),
             self._negatives("target", target, batch.target, theirs, step),
         ]
-        negatives, weights = zip(*halves, strict=True)
+        negatives, weights, numbers = zip(*halves, strict=True)
+        found = dict(zip(ACTIVITY, (meant.sum(), *numbers), strict=True))
         return Chosen(
-            pixels, kinds, shares, torch.cat(negatives), torch.cat(weights, 1), prototypes
+            pixels, kinds, shares, torch.cat(negatives), torch.cat(weights, 1), prototypes, found
         )
 
     def _look(
         self, source: Output, target: Output, labels: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Prototypes (K, D), source pixels of each class (K,), and (B, h, w) what the target's
-        unreliable pixels are predicted as, 255 where a pixel is reliable; moves the confidence.
+        """Prototypes (K, D), source pixels of each class (K,), and (B, h, w) what unreliable target
+        pixels are predicted as, 255 for the others.  Moves the confidence.
         """
         rows = source.features.movedim(1, -1)
         projected = _project(self.teacher_head, rows).movedim(-1, 1)
@@ -178,7 +187,8 @@ class Pull(nn.Module):
         prototypes = F.normalize(total.view_as(sums).to(sums.dtype), dim=1)
         reliable = levels <= pull.quantile_level(reached, 1 - self.config.unreliable_share)
         predicted = target.logits.argmax(1).masked_fill(reliable, IGNORE_INDEX)
-        return prototypes, pixels.long(), predicted
+        # Logits may be on a finer grid than features.
+        return prototypes, pixels.long(), downsample_labels(predicted, target.features.shape[-2:])
 
     def _everywhere(
         self, labels: Tensor, unreliable: Tensor, positions: Tensor
@@ -189,14 +199,14 @@ class Pull(nn.Module):
 
     def _negatives(
         self, name: str, output: Output, images: Images, kinds: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor]:
-        """Half of the negatives (M / 2, D), from all ranks, and their weights (K, M / 2)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Half of the negatives (M / 2, D), from all ranks, their weights (K, M / 2), how many."""
         half = self.config.negatives // 2
         pixels, meant = pull.choose(kinds.flatten(), _draws(name, images, kinds, step), half)
         features, here = pull.pick(output.features, pixels, images.position)
         units = distributed.all_reduce(_project(self.teacher_head, features) * here[:, None])
         labels = kinds.flatten()[pixels]
-        return units, pull.negative_weights(labels, meant, self.num_classes, half)
+        return units, pull.negative_weights(labels, meant, self.num_classes, half), meant.sum()
 
 
 def _projection_head(dimension: int, width: int) -> nn.Module:
@@ -212,3 +222,64 @@ def _draws(name: str, images: Images, kinds: Tensor, step: Step) -> Tensor:
     """(B * h * w,) of the whole batch, whose pixels (B, h * w) have these kinds."""
     everywhere = pull.all_positions(images.position)
     return step.uniform(f"pull/{name}", everywhere, kinds.shape[1:]).flatten()
+
+
+class T2SDA(Taught):
+    """DAFormer's self-training, and the contrast between what its teacher makes of the source as it
+    is and what the student makes of it in the target's style.
+    """
+
+    Config = T2SDAConfig
+    config: T2SDAConfig
+    spec = True
+    hints = MappingProxyType(
+        {
+            **Taught.hints,
+            "queries": "queries",
+            "source_negatives": "negatives",
+            "target_negatives": "unreliable_share",
+            "restyled": "fda_beta",
+        }
+    )
+
+    def __init__(self, segmentor: Segmentor, config: T2SDAConfig):
+        super().__init__(segmentor, config)
+        if config.pull_weight:
+            self.pull = Pull(segmentor.feature_dimension, segmentor.num_classes, config)
+
+    def losses(self, batch: Batch, step: Step) -> Outputs:
+        outputs = super().losses(batch, step)
+        if not self.config.pull_weight:
+            return outputs
+        images = self.in_style(batch)
+        styled = self.segment(images, "styled", step)
+        with torch.no_grad():
+            source = self.teacher(batch.source.image, "source")
+        term, found = self.pull(styled, source, outputs.seen["taught"].output, batch, step)
+        changed = (images.image - batch.source.image).square().sum()
+        found["restyled"] = Term(changed, batch.source.image.square().sum())
+        return outputs._replace(
+            terms=outputs.terms | {"pull": term}, activity={**outputs.activity, **found}
+        )
+
+    def in_style(self, batch: Batch) -> Images:
+        """Source images in the style of the target images of the same places in the batch.
+
+        Both as they are cropped: at the size they had before, as the code of CISS does it, every
+        sample would cost a transform of its full frame on the processor.
+        """
+        source, config = batch.source, self.config
+        image = fda(source.image, batch.target.image, config.fda_beta, config.fda_window)
+        return replace(source, image=image)
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        if not self.config.pull_weight:
+            return super().optimizers()
+        head = optimization.build_head(list(self.pull.head.parameters()), self.config)
+        return [*super().optimizers(), head]
+
+    def after_step(self, step: Step) -> None:
+        super().after_step(step)
+        if self.config.pull_weight:
+            momentum = momentum_at(step.number + 1, self.config.teacher_momentum)
+            follow(self.pull.teacher_head, self.pull.head, momentum, buffers="keep")

@@ -1,5 +1,6 @@
 """The contrast of T2S-DA as a whole: against a loop over pixels, and one process against two."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -9,12 +10,16 @@ import torch.nn.functional as F
 from processes import run_ranks
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from toys import CLASSES, batch_of
+from toys import CLASSES, Stripes, batch_of, method, train
 
+from spcl.configuration.config import load
 from spcl.data.batch import Batch, Images
 from spcl.data.fourier import fda
+from spcl.engine.trainer import total
 from spcl.losses import pull as pieces
 from spcl.losses.contrast import downsample_labels
+from spcl.methods import METHODS
+from spcl.methods.base import ACTIVITY, Method, Term
 from spcl.methods.t2s_da import Pull, T2SDAConfig
 from spcl.models.segmentor import Output
 from spcl.randomness import Step
@@ -55,7 +60,7 @@ def computed(rank: int, world: int) -> dict[str, torch.Tensor]:
     batch = Batch({k: v.each(lambda tensor: tensor[rows]) for k, v in whole.streams.items()})
     styled, source, target = (share_of(outputs(4, seed), rows) for seed in range(3))
     styled.features.requires_grad_()
-    term = (module := made())(styled, source, target, batch, STEP)
+    term, _ = (module := made())(styled, source, target, batch, STEP)
     term.sum.backward()
     return {
         "sum": term.sum.detach(),
@@ -66,6 +71,8 @@ def computed(rank: int, world: int) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_two_processes_give_what_one_gives():
     (alone,) = [computed(0, 1)]
     both = run_ranks(computed, 2, 2)
@@ -80,7 +87,7 @@ def test_two_processes_give_what_one_gives():
 def test_it_is_the_loss_of_a_loop_over_queries():
     batch, module = some_batch(), made()
     styled, source, target = (outputs(4, seed) for seed in range(3))
-    term = module(styled, source, target, batch, STEP)
+    term, _ = module(styled, source, target, batch, STEP)
 
     def unit(head, output):
         return F.normalize(head(output.features.movedim(1, -1).reshape(-1, D)), dim=1)
@@ -131,7 +138,7 @@ def test_gradients_reach_the_student_alone():
     for view in views:
         view.features.requires_grad_()
         view.logits.requires_grad_()
-    module(*views, some_batch(), STEP).sum.backward()
+    module(*views, some_batch(), STEP)[0].sum.backward()
     assert views[0].features.grad.any() and module.head[2].weight.grad.any()
     assert all(view.features.grad is None for view in views[1:])
     assert all(view.logits.grad is None for view in views)
@@ -147,23 +154,32 @@ def test_void_alone_is_nothing_with_a_graph_and_one_class_has_no_source_negative
         views = [outputs(4, seed) for seed in range(3)]
         views[0].features.requires_grad_()
         module = made()
-        term = module(*views, batch, STEP)
+        term, found = module(*views, batch, STEP)
         term.sum.backward()
         assert float(term.count) == pytest.approx(classes) and torch.isfinite(term.sum)
         assert bool(views[0].features.grad.any()) == (classes > 0)
         assert torch.isfinite(views[0].features.grad).all()
+        assert bool(found["queries"].sum) == bool(found["source_negatives"].sum) == (classes > 0)
+
+
+def test_logits_may_be_on_a_finer_grid_than_features():
+    views = [outputs(4, seed) for seed in range(3)]
+    finer = [Output(v.features, v.logits.repeat_interleave(2, 2)) for v in views]
+    plain, _ = made()(*views, some_batch(), STEP)
+    term, _ = made()(*finer, some_batch(), STEP)
+    torch.testing.assert_close(term, plain)
 
 
 def test_a_scale_of_the_students_features_behind_the_head_changes_nothing():
     """The head's output is brought to unit length."""
     module = made()
     views = [outputs(4, seed) for seed in range(3)]
-    before = module(*views, some_batch(), STEP).sum
+    before = module(*views, some_batch(), STEP)[0].sum
     with torch.no_grad():
         module.confidence.mean.zero_()
         for parameter in module.head[2].parameters():
             parameter.mul_(3)
-    torch.testing.assert_close(module(*views, some_batch(), STEP).sum, before)
+    torch.testing.assert_close(module(*views, some_batch(), STEP)[0].sum, before)
 
 
 def test_no_value_is_looked_at_on_the_host():
@@ -175,7 +191,7 @@ def test_no_value_is_looked_at_on_the_host():
         source, target = Images(image, positions, label), Images(image, positions)
         batch = Batch({"source": source, "target": target})
         one = Output(features, logits)
-        assert Pull(D, CLASSES, CONFIG)(one, one, one, batch, STEP).sum.device.type == "cuda"
+        assert Pull(D, CLASSES, CONFIG)(one, one, one, batch, STEP)[0].sum.device.type == "cuda"
         assert fda(image, image, 0.1).device.type == "cuda"
 
 
@@ -212,7 +228,7 @@ def recognised(change: Callable[[Output], Output], steps: int = 120) -> float:
         source = run(image)
         with torch.no_grad():
             target = run(turned)
-        term = module(change(run(image_in_style)), source, target, batch, Step(number))
+        term, _ = module(change(run(image_in_style)), source, target, batch, Step(number))
         loss = F.cross_entropy(source.logits, label)
         (loss + term.weight * term.sum / term.count.clamp(min=1)).backward()
         optimizer.step()
@@ -232,3 +248,51 @@ def test_what_it_pulls_is_recognised_and_not_where_it_is_broken():
     without = recognised(cut)
     assert without < 0.6 < 0.8 < recognised(lambda styled: styled)  # measured: 0.47 and 0.95
     assert recognised(shuffled) < without + 0.1
+
+
+# The method.
+
+
+def gradients(made: Method, terms: dict[str, Term], names) -> dict[str, torch.Tensor]:
+    """Of the terms of these names alone, on the network that is trained."""
+    loss = total({name: terms[name] for name in names})[0]
+    parameters = dict(made.segmentor.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_the_bases_terms_and_their_gradients_are_its_own_bit_for_bit(weight):
+    base, made = method("daformer").train(), method("t2s_da", pull_weight=weight).train()
+    for one in (base, made):
+        one.segmentor.mixed = ("target", True)  # as in the recipes: but styled images move nothing
+    for number in range(2):
+        terms, more = (one(Stripes()[number], Step(number)) for one in (base, made))
+        losses = {name for name in more.keys() - terms.keys() if not name.startswith(ACTIVITY)}
+        assert losses == ({"pull"} if weight else set())
+        assert all(torch.equal(term.sum, more[name].sum) for name, term in terms.items())
+        expected, found = gradients(base, terms, terms), gradients(made, more, terms)
+        assert all(torch.equal(gradient, found[name]) for name, gradient in expected.items())
+    state, longer = base.state_dict(), made.state_dict()
+    assert all(torch.equal(value, longer[name]) for name, value in state.items())
+    assert bool(longer.keys() - state.keys()) == bool(weight)
+
+
+def test_the_contrast_trains_the_network_and_its_head_and_moves_the_teachers(tmp_path):
+    made = method("t2s_da", steps=3)
+    before = copy.deepcopy(made.state_dict())
+    terms = made.train()(Stripes()[0], Step(0))
+    (gradient,) = torch.autograd.grad(terms["pull"].sum, next(made.segmentor.parameters()))
+    assert gradient.any()
+    train(made, tmp_path)
+    moved = {k for k, v in made.state_dict().items() if not torch.equal(v, before[k])}
+    assert {"pull.head.0.weight", "pull.teacher_head.0.weight", "pull.confidence.mean"} <= moved
+
+
+def test_its_settings_say_that_they_were_recalled_and_manifests_list_them():
+    config = load("gta5", "t2s_da", None, ["t2s_da.temperature=0.1"])
+    found = config.recalled()
+    assert "t2s_da.pull_weight" in found and "t2s_da.temperature" not in found
+    assert "t2s_da.weight_norm" not in found  # ours
+    assert load("gta5", "spcl").recalled() == []
+    assert METHODS["t2s_da"].spec and not METHODS["spcl"].spec
