@@ -33,7 +33,10 @@ class Lesson(NamedTuple):
 
 def new_teacher(student: Segmentor) -> Segmentor:
     """A copy that nothing trains, in eval mode: as a sub-module of a method it stays so."""
-    return copy.deepcopy(student).requires_grad_(False).eval()
+    # Tensors are cloned by hand: those that `spcl.plan` counts memory with have no deepcopy.
+    kept = {id(b): b.detach().clone() for b in student.buffers()}
+    trained = {id(p): nn.Parameter(p.detach().clone()) for p in student.parameters()}
+    return copy.deepcopy(student, kept | trained).requires_grad_(False).eval()
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from toys import CLASSES, Stripes, batch_of, method, train
 from spcl.configuration.config import load
 from spcl.data.batch import Batch, Images
 from spcl.data.fourier import fda
+from spcl.engine.footprint import training
 from spcl.engine.trainer import total
 from spcl.losses import pull as pieces
 from spcl.losses.contrast import downsample_labels
@@ -296,3 +297,8 @@ def test_its_settings_say_that_they_were_recalled_and_manifests_list_them():
     assert "t2s_da.weight_norm" not in found  # ours
     assert load("gta5", "spcl").recalled() == []
     assert METHODS["t2s_da"].spec and not METHODS["spcl"].spec
+
+
+def test_its_memory_is_counted_as_that_of_any_method():
+    base, made = (training(load("streets", name), name, 2, 19) for name in ("daformer", "t2s_da"))
+    assert base.peak < made.peak and base.gradients < made.gradients
