@@ -1,17 +1,22 @@
 """The contrast of T2S-DA as a whole: against a loop over pixels, and one process against two."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import MINI
 from processes import run_ranks
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from toys import CLASSES, Stripes, batch_of, method, train
 
+from spcl import cli
+from spcl.boards.aggregate import read_runs
+from spcl.boards.ranking import make_boards
 from spcl.configuration.config import load
 from spcl.data.batch import Batch, Images
 from spcl.data.fourier import fda
@@ -24,6 +29,8 @@ from spcl.methods.base import ACTIVITY, Method, Term
 from spcl.methods.t2s_da import Pull, T2SDAConfig
 from spcl.models.segmentor import Output
 from spcl.randomness import Step
+from spcl.store.run_folder import RunFolder
+from spcl.train import main
 
 D, GRID = 6, (6, 8)
 CONFIG = T2SDAConfig(queries=2, negatives=20, projection_width=5, confidence_momentum=0.5)
@@ -302,3 +309,23 @@ def test_its_settings_say_that_they_were_recalled_and_manifests_list_them():
 def test_its_memory_is_counted_as_that_of_any_method():
     base, made = (training(load("streets", name), name, 2, 19) for name in ("daformer", "t2s_da"))
     assert base.peak < made.peak and base.gradients < made.gradients
+
+
+def test_a_recipe_logs_what_was_there_and_its_manifest_says_what_was_recalled(mini_data, tmp_path):
+    line = ["--benchmark", "streets", "--method", "t2s_da", "--name", "r"]
+    places = ["--data", str(mini_data), "--storage", str(tmp_path)]
+    settings = ["t2s_da.steps=4", "source.rare_class_pixels=1"]
+    assert cli.guarded(main, [*line, *places, *MINI, *settings]) == 0
+    run = RunFolder(tmp_path / "r")
+    lines = list(run.metrics())
+    assert len(lines) == 4
+    for logged in lines:
+        assert logged["losses"]["pull"] > 0
+        for name in ("queries", "source_negatives", "target_negatives", "restyled"):
+            assert logged["activity"][name] > 0, name
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    assert manifest["spec"] and "t2s_da.temperature" in manifest["recalled"]
+    assert "t2s_da.queries" not in manifest["recalled"]  # set for streets
+    runs, problems = read_runs([tmp_path / "r"])
+    (board,) = make_boards(runs)
+    assert problems == [] and [row.method for row in board.rows] == ["t2s_da (spec)"]
