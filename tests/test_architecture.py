@@ -124,13 +124,6 @@ def test_each_command_of_tune_has_its_own_rooms():
 
 # What is of no single method.
 SHARED = {"base", "stage", "optimization", "passes", "parts", "taught"}
-    "base",
-    "stage",
-    "optimization",
-    "passes",
-    "parts",
-    "taught",
-}  # what is of no single method
 
 
 def test_no_method_imports_another():
