@@ -297,6 +297,18 @@ def test_the_contrast_trains_the_network_and_its_head_and_moves_the_teachers(tmp
     assert {"pull.head.0.weight", "pull.teacher_head.0.weight", "pull.confidence.mean"} <= moved
 
 
+@pytest.mark.parametrize(("weight", "student", "teacher"), [(0.0, 2, 1), (0.1, 3, 2)])
+def test_a_step_takes_one_more_forward_of_the_student_and_one_of_the_teacher(
+    weight, student, teacher
+):
+    made, calls = method("t2s_da", pull_weight=weight).train(), []
+    for network in (made.segmentor, made.teacher):
+        network.register_forward_hook(lambda module, *_: calls.append(module))
+    made(Stripes()[0], Step(0))
+    found = [sum(one is network for one in calls) for network in (made.segmentor, made.teacher)]
+    assert found == [student, teacher]
+
+
 def test_its_settings_say_that_they_were_recalled_and_manifests_list_them():
     config = load("gta5", "t2s_da", None, ["t2s_da.temperature=0.1"])
     found = config.recalled()
