@@ -21,10 +21,10 @@ from spcl.losses import pull
 from spcl.losses.contrast import downsample_labels
 from spcl.memory.confidence import ClassConfidence, confidence_sums
 from spcl.memory.prototypes import class_sums
-from spcl.memory.teacher import follow, momentum_at
 from spcl.methods import optimization
 from spcl.methods.base import Outputs, Term
 from spcl.methods.taught import Taught, TaughtConfig
+from spcl.methods.teacher import follow, momentum_at
 from spcl.models.segmentor import Output, Segmentor
 from spcl.precision import at_least_float32, without_autocast
 from spcl.randomness import Step

@@ -35,12 +35,12 @@ def test_the_distance_is_a_norm_over_channels_and_has_a_gradient_where_it_is_not
     features = torch.tensor([[3.0, 1.0, 5.0], [4.0, 1.0, 5.0]]).view(1, 2, 1, 3).requires_grad_()
     before = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]).view(1, 2, 1, 3)
     value, count = distance(features, before, torch.tensor([[[True, True, False]]]))
-    assert (float(value), int(count)) == (5.0, 2)
+    assert (float(value.detach()), int(count)) == (5.0, 2)
     value.backward()
     want = torch.tensor([[0.6, 0.0, 0.0], [0.8, 0.0, 0.0]])
     torch.testing.assert_close(features.grad[0, :, 0], want)
     none, count = distance(features, before, torch.zeros(1, 1, 3, dtype=torch.bool))
-    assert (float(none), int(count)) == (0.0, 0) and none.requires_grad
+    assert (float(none.detach()), int(count)) == (0.0, 0) and none.requires_grad
 
 
 def test_feature_distance_is_0_at_first_grows_and_leaves_the_reference(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from toys import segmentor
 
 from spcl import distributed
-from spcl.memory.teacher import check_equal, digest, follow, momentum_at, new_teacher, teach
+from spcl.methods.teacher import check_equal, digest, follow, momentum_at, new_teacher, teach
 
 
 def test_the_momentum_has_the_published_values():
