@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(early.list_known())
         return 0
+    if arguments.list_settings:
+        early.check_run(arguments)
+        print(early.list_settings(arguments))
+        return 0
     cluster.check_job_paths(arguments, "ray_jobs/train.py")
     early.check_run(arguments)
     if arguments.workers == 0:

@@ -152,6 +152,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_places(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     parser.add_argument("--list", action="store_true", help="say what benchmarks and methods exist")
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        dest="list_settings",
+        help="say every setting of the recipe, its value and where its default comes from",
+    )
 
 
 def parse_seeds(text: str | None) -> list[int] | None:

@@ -22,6 +22,7 @@ from spcl.errors import ConfigError
 
 WHOLE = "# The last line of this file is three dots."
 END = "..."
+RECALLED = "recalled"  # of a default: from memory, no source could be read
 ALIKE = 0.4  # of difflib's ratio: what is taken for a typing error
 
 
@@ -34,10 +35,12 @@ def setting(
     below: float | None = None,
     choices: tuple | None = None,
     operational: bool = False,
+    provenance: str | None = None,
 ) -> Any:
     """A dataclass field.  `origin`: "paper", "authors' code", "ours: why".
 
     low and high are inclusive bounds, `below` an exclusive upper one.
+    provenance  RECALLED where the origin was not read but remembered
     """
     metadata = {
         "origin": origin,
@@ -46,6 +49,7 @@ def setting(
         "below": below,
         "choices": choices,
         "operational": operational,
+        "provenance": provenance,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -277,6 +281,16 @@ def scientific(section: Any) -> dict[str, Any]:
         elif not field.metadata.get("operational") and value != field.default:
             chosen[field.name] = list(value) if isinstance(value, tuple) else value
     return chosen
+
+
+def recalled(section: Any) -> list[str]:
+    """The settings of a section whose default is in force and was recalled, not read."""
+    return [
+        field.name
+        for field in dataclasses.fields(section)
+        if field.metadata.get("provenance") == RECALLED
+        and getattr(section, field.name) == field.default
+    ]
 
 
 def canonical(value: Any) -> str:

@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(early.list_known())
         return 0
     early.check_run(arguments)
+    if arguments.list_settings:
+        print(early.list_settings(arguments))
+        return 0
     import torch.distributed as dist  # seconds: after all that needs none
 
     from spcl import distributed

@@ -38,6 +38,8 @@ HEIGHT, WIDTH = 32, 64
 SDCA = {"temperature": 0.1, "feature_weight": 0.1, "output_weight": 0.1, "delta": 0.12}
 #: A few steps from scratch: no warm-up, and a confidence that a third of the pixels reach.
 DAFORMER = {"optimizer": "sgd", "warm_up_steps": 0, "ignored_rows": (2, 3), "confidence": 0.08}
+#: The same with few pixels, and style enough for an image of 32x64.
+PULL = {"queries": 4, "negatives": 32, "projection_width": 8, "fda_beta": 0.05}
 TRAIN = Train(threads=1, loader_workers=0, log_every=1, checkpoint_every=10, panel_every=10_000)
 
 
@@ -135,7 +137,8 @@ def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 
             | ({"discriminator_width": 4} if name in ("adversarial", "asanet") else {})
             | ({"temperature": 0.1, "contrast_weight": 0.1} if name == "spcl" else {})
             | (SDCA if name == "sdca" else {})
-            | (DAFORMER if name == "daformer" else {})
+            | (DAFORMER if name in ("daformer", "t2s_da") else {})
+            | (PULL if name == "t2s_da" else {})
             | config
         ),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spcl.boards.cache import load_cache, save_cache
-from spcl.boards.folders import Folder, Found, find, open_folder, reason_of
+from spcl.boards.folders import SCORES, Folder, Found, find, open_folder, reason_of, reports
 from spcl.boards.runs import Run, digest, score_run
 from spcl.configuration import chosen_by as choices
 from spcl.configuration import old_words, table
@@ -25,6 +25,7 @@ from spcl.errors import DataError
 from spcl.scoring.protocols import headline
 from spcl.settings import flatten
 
+GENERALISATION = "generalisation"  # the boards of networks on targets that they never saw
 PICK = re.compile(r"(?P<search>.+)-c\d+(-s\d+)?")  # how a search names the runs of its picks
 
 
@@ -87,7 +88,8 @@ def _read_run(folder: Folder) -> tuple[list[Run], list[str]]:
     by_name = _chosen_by(folder)
     if by_name:
         chosen = (choices.of_manifest(manifest) | by_name).in_manifest()
-    runs = []
+    runs: list[Run] = []
+    problems: list[str] = []
     for row in done["table"]:
         evaluation = stages.get(f"evaluation of {row['stage']}", {})
         common = {
@@ -95,6 +97,7 @@ def _read_run(folder: Folder) -> tuple[list[Run], list[str]]:
             "protocol": done["protocol"],
             "method": manifest["method"],
             "compat": manifest.get("compat", "ours"),
+            **_of_memory(manifest),
             "stage": row["stage"],
             "backbone": backbone,
             "selection": chosen["selection"],
@@ -115,7 +118,50 @@ def _read_run(folder: Folder) -> tuple[list[Run], list[str]]:
         stated = headline(row["means"])["value"]
         _check_hash(matrices, done, row["stage"])
         runs.append(score_run(matrices, done["classes"], stated, common))
-    return runs, []
+        for report in reports(folder):
+            try:
+                runs += _elsewhere(report, manifest, common)
+            except Exception as error:  # see `_read`
+                problems.append(f"reports/{report.name}: {reason_of(error)}")
+    return runs, problems
+
+
+def _elsewhere(report: Folder, manifest: dict[str, Any], common: dict[str, Any]) -> list[Run]:
+    """The score of a stage's network on a data set of which training has seen no image, if it is.
+
+    common  what a run of this stage says of itself
+    """
+    said = (report / SCORES).json()
+    name, settings = said["data"]["name"], said["settings"]
+    seen = {_dataset(one["name"]) for one in manifest["data"].values()}
+    if said["stage"] != common["stage"] or not said["table"] or _dataset(name) in seen:
+        return []
+    height, width = settings["size"]
+    here = {
+        "benchmark": f"{GENERALISATION} from {manifest['benchmark']}",
+        "protocol": said["protocol"],
+        "eval_size": (height, width),
+        "target": name,
+        "target_fingerprint": said["data"]["fingerprint"],
+        "settings": digest([common["settings"], settings]),
+        "device_seconds": None,
+        "unseen": True,
+    }
+    stated = headline(said["table"][0]["means"])["value"]
+    return [score_run(report / "confusions.parquet", said["classes"], stated, common | here)]
+
+
+def _dataset(split: str) -> str:
+    """streets/real/val -> streets/real"""
+    return split.rpartition("/")[0]
+
+
+def _of_memory(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's method was recalled and not read; older manifests do not say."""
+    return {
+        "spec": manifest.get("spec", False),
+        "recalled": tuple(manifest.get("recalled", ())),
+    }
 
 
 def _check_hash(matrices: Folder, record: dict[str, Any], name: str) -> None:
@@ -193,6 +239,7 @@ def _read_search(folder: Folder) -> tuple[list[Run], list[str]]:
             "protocol": audit["protocol"],
             "method": request["method"],
             "compat": config.get("compat", "ours"),
+            **_of_memory(manifest),
             "stage": trained["title"],
             "backbone": config["model"]["name"],
             "selection": chosen["selection"],

@@ -13,7 +13,7 @@ from spcl.scoring.statistics import RESAMPLES, RESAMPLING_SEED
 from spcl.store import atomic
 from spcl.store.run_folder import SCHEMA
 
-CACHE_SCHEMA = "4"
+CACHE_SCHEMA = "5"
 _PLAIN = [f.name for f in fields(Run) if f.name != "replicates"]
 
 
@@ -51,7 +51,7 @@ def load_cache(path: Path) -> dict[str, tuple[str, list[Run]]]:
         known: dict[str, tuple[str, list[Run]]] = {}
         for row in table.to_pylist():
             values = json.loads(row["run"])
-            for name in ("eval_size", "classes", "iou"):
+            for name in ("eval_size", "classes", "iou", "recalled"):
                 values[name] = tuple(values[name])
             if "://" not in values["confusions"]:
                 values["confusions"] = Path(values["confusions"])

@@ -19,6 +19,7 @@ from spcl.store import records
 CONTAINERS = ("searches",)  # folders of a storage that hold more of what is looked for
 OTHER = ("artefacts", "sweeps")  # sub-folders to skip: they hold no run at full budget
 RECORDS = ("DONE.json", "manifest.json", "FAILED.json", "config.yaml", "search.yaml", "audit.json")
+SCORES = "evaluation.json"  # of a report on a run
 BOARDS = "leaderboard.json"  # in a folder that boards were written to
 PROBED = (*RECORDS, BOARDS)
 
@@ -125,6 +126,7 @@ def _classify(folders: Sequence[Folder], quiet: bool = False) -> tuple[list[Foun
             found.append(Found(folder, "search", _stamp(infos_of)))
         elif "DONE.json" in have:
             stamped = [have[name] for name in ("DONE.json", "manifest.json") if name in have]
+            stamped += files.get_file_info([(one / SCORES).path for one in reports(folder)])
             found.append(Found(folder, "run", _stamp(stamped)))
         elif "FAILED.json" in have:
             problems.append(f"{folder}: failed: {_failure(folder)}")
@@ -133,6 +135,11 @@ def _classify(folders: Sequence[Folder], quiet: bool = False) -> tuple[list[Foun
         elif not quiet and BOARDS not in have:
             problems.append(f"{folder}: neither a run nor a search")
     return found, problems
+
+
+def reports(run: Folder) -> list[Folder]:
+    """Of a run: what ray_jobs/evaluate.py has written, in its usual place."""
+    return [one for one in (run / "reports").children() if not one.name.startswith(".")]
 
 
 def _stamp(infos: Iterable[fs.FileInfo]) -> str:

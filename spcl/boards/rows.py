@@ -81,10 +81,16 @@ class Draft:
 
     @property
     def name(self) -> str:
-        """The method, the stage where it is not the last, and whose switches if not ours."""
+        """The method, the stage where it is not the last, and whose switches if not ours.
+
+        A method that is built from a specification, since its source could not be read, says so,
+        and a network that is scored on data that it never saw, on which.
+        """
         last, official = self.runs[-1], all(run.compat == "official" for run in self.runs)
-        method = f"{last.method} (official)" if official else last.method
-        return method if self.final else f"{method}: {last.stage}"
+        method = f"{last.method} (spec)" if last.spec else last.method
+        method = f"{method} (official)" if official else method
+        method = method if self.final else f"{method}: {last.stage}"
+        return f"{method} on {last.target}" if last.unseen else method
 
     @property
     def scores(self) -> dict[int, float]:
@@ -124,6 +130,8 @@ def draft_row(draft: Draft, group: Group, rank: int | None, classes: Sequence[st
     if draft.repeated:
         seeds = ", ".join(map(str, draft.repeated))
         notes.append(f"runs of seed {seeds} differ; the latest counts")
+    if last.recalled:
+        notes.append(f"defaults recalled, not read: {', '.join(last.recalled)}")
     return Row(
         key=_key(last, group),
         method=draft.name,

@@ -24,6 +24,9 @@ KINDS = {
     "eval_size": tuple,
     "device_seconds": int | float | None,
     "final": bool,
+    "unseen": bool,
+    "spec": bool,
+    "recalled": tuple,
 }
 
 
@@ -53,6 +56,9 @@ class Run:
     folder: str
     source: str  # "run" or "search"
     compat: str = "ours"  # or "official": of whom the method's switches are
+    unseen: bool = False  # scored on a data set of which it has seen no image in training
+    spec: bool = False  # the method's source could not be read
+    recalled: tuple[str, ...] = ()  # settings whose default, in force, was recalled and not read
     final: bool = True  # the last stage of its recipe
     images: int = 0  # how many were scored
     sample_ids: str = ""  # digest of their names; "": unknown

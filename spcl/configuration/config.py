@@ -32,7 +32,17 @@ from spcl.methods.base import Method
 from spcl.methods.passes import StatePass
 from spcl.methods.stage import StageConfig
 from spcl.models.segmentor import MODELS
-from spcl.settings import as_dict, build, choose, flatten, further, members, read_yaml, setting
+from spcl.settings import (
+    as_dict,
+    build,
+    choose,
+    flatten,
+    further,
+    members,
+    read_yaml,
+    recalled,
+    setting,
+)
 
 Section = TypeVar("Section")
 
@@ -114,6 +124,14 @@ class Config:
         declared = {name for method in METHODS.values() for name in method.sections}
         read = {name for stage in self.stages for name in self.sections_of(stage)}
         return (self.sections.keys() | declared) - read
+
+    def recalled(self) -> list[str]:
+        """Dotted names of what this recipe reads whose default, in force, was recalled, not read.
+
+        Of the sections that are a method's or an extra's own.
+        """
+        read = dict.fromkeys(name for stage in self.stages for name in self.sections_of(stage))
+        return [f"{name}.{one}" for name in read for one in recalled(self.named(name))]
 
     def batch_of(self, method: str) -> int:
         """Images per domain and step of a method's stage, over all workers."""

@@ -5,11 +5,14 @@ A typing error in a name, a key or a value is answered here; `spcl.launch` then 
 
 import argparse
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from spcl import cli
 from spcl.configuration import table
 from spcl.configuration.layers import known
 from spcl.errors import ConfigError
+from spcl.settings import as_dict, flatten
 
 #: Folders of the storage that are no runs.
 RESERVED = {
@@ -46,3 +49,27 @@ def list_known() -> str:
     for licence, models in table.read()["licences"].items():
         lines.append(f"  {', '.join(models)}: {licence}")
     return "\n".join(lines)
+
+
+def list_settings(arguments: argparse.Namespace) -> str:
+    """A line for each setting, those of other recipes' stages left out."""
+    asked = table.resolved(
+        arguments.benchmark, arguments.method, arguments.config, arguments.settings
+    )
+    values = flatten(as_dict(asked))
+    others = set(table.read()["stages"]) - set(asked.stages)
+    lines = []
+    for name, row in table.read()["settings"].items():
+        if name.partition(".")[0] not in others:
+            lines.append(f"{name}: {values[name]}  ({_origin(row, values[name])})")
+    return "\n".join(lines)
+
+
+def _origin(row: Mapping[str, Any], value: Any) -> str:
+    """Where a default is from, which it is, if not in force, and whether it was only recalled."""
+    known = [row["origin"]]
+    if "provenance" in row:
+        known.append(f"provenance: {row['provenance']}")
+    if value != row["default"]:
+        known.append(f"default {row['default']}")
+    return "; ".join(known)

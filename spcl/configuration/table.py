@@ -22,7 +22,8 @@ from spcl.settings import build, choose, members, setting
 from spcl.store import atomic
 
 TABLE = Path(__file__).with_suffix(".json")
-FACTS = ("origin", "low", "high", "below", "choices", "operational")  # see `spcl.settings.setting`
+# See `spcl.settings.setting`.
+FACTS = ("origin", "low", "high", "below", "choices", "operational", "provenance")
 
 
 def rows(settings: type, prefix: str = "") -> dict[str, dict[str, Any]]:
@@ -83,9 +84,17 @@ def check(
     benchmark: str | None, method: str | None, file: Path | None, overrides: Iterable[str]
 ) -> None:
     """ConfigError where `config.load` would not know a name, a key or a value."""
+    resolved(benchmark, method, file, overrides)
+
+
+def resolved(
+    benchmark: str | None, method: str | None, file: Path | None, overrides: Iterable[str]
+) -> Any:
+    """The settings that `config.load` would give, as a dataclass of `settings`.  ConfigError."""
     asked = build(settings(), layered(settings(), benchmark, method, file, overrides))
     for stage in asked.stages:
         choose(stage, read()["stages"], "stage")
+    return asked
 
 
 def text() -> str:

@@ -18,6 +18,7 @@ from spcl.data.shards import ShardSet
 from spcl.engine.commit import commit
 from spcl.engine.stages import Stage
 from spcl.errors import UserError
+from spcl.methods import METHODS
 
 PACKAGES = (
     "torch",
@@ -42,6 +43,8 @@ def describe(
         "benchmark": config.benchmark,
         "method": config.method,
         "compat": config.compat,
+        "spec": any(METHODS[stage].spec for stage in config.stages),
+        "recalled": config.recalled(),  # defaults in force that no source was read for
         "backbone": config.model.name,
         "licence": config.model.spec.licence,  # of the network; "": nothing beyond this project's
         "evaluation_size": list(config.evaluation.size),

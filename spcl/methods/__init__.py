@@ -13,6 +13,7 @@ from spcl.methods.sdca import SDCA
 from spcl.methods.self_training import SelfTraining
 from spcl.methods.source_only import SourceOnly
 from spcl.methods.spcl import SPCL
+from spcl.methods.t2s_da import T2SDA
 
 METHODS: dict[str, type[Method]] = {
     "source_only": SourceOnly,
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Method]] = {
     "asanet": ASANet,
     "self_training": SelfTraining,
     "daformer": DAFormer,
+    "t2s_da": T2SDA,
 }

@@ -74,6 +74,9 @@ class Method(nn.Module):
     starts_trained: ClassVar[bool] = False
     #: The network that is evaluated and handed on, by its name in the method: a teacher, perhaps.
     scored: str = "segmentor"
+    #: Whether its source could not be read, so that it is built from our specification: its rows on
+    #: boards are marked (spec).
+    spec: ClassVar[bool] = False
     #: Whether its `losses` see "taught": what some extras build on.
     teaches: ClassVar[bool] = False
     #: Activity -> the setting of its section to look at where it is 0 for a whole stage.
@@ -138,7 +141,8 @@ class Method(nn.Module):
     def segment(self, images: Images, domain: str, step: Step, *, draws: str = "") -> Output:
         """The student's output for images.
 
-        domain  whose normalisation they get: "source", "target" or "mixed" (`model.mixed_norm`)
+        domain  whose normalisation they get: "source", "target", "mixed" (`model.mixed_norm`) or
+                "styled", which moves no statistics
         draws   what random layers draw by, if not the domain: a second view needs another name
         """
         keys = step.keys(draws or domain, images.position)

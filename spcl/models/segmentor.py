@@ -101,11 +101,13 @@ class Segmentor(nn.Module):
             self.register_buffer("_shift", shift[:, None, None], persistent=False)  # (3, 1, 1)
 
     def forward(self, image: Tensor, domain: str, keys: Tensor | None = None) -> Output:
-        """image (B, 3, H, W) normalised; domain "source", "target" or "mixed".
+        """image (B, 3, H, W) normalised; domain "source", "target", "mixed" or "styled".
 
+        "styled" images have the statistics of "mixed" ones and never move them.
         keys  (B,) int64, what random layers draw by in training: see `Method.segment`
         """
-        statistics, moves = self.mixed if domain == "mixed" else (domain, True)
+        statistics, moves = self.mixed if domain in ("mixed", "styled") else (domain, True)
+        moves = moves and domain != "styled"
         set_domain(self, statistics, moves)
         if self._random:
             set_keys(self._random, self._names, keys)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from ray_jobs import evaluate
 from spcl import cli
+from spcl.boards.aggregate import read_runs
+from spcl.boards.ranking import make_boards
 from spcl.data.convert import convert
 from spcl.data.labels import CLASS_NAMES, TRAIN_ID_COLORS, TRAIN_TO_LABEL_ID
 from spcl.store.run_folder import RunFolder, read_confusions
@@ -80,6 +82,18 @@ def test_the_official_evaluator_gives_our_iou_on_the_exported_files(
     assert len(set(ours["iou"])) > 2  # more than zeros
     for name, value in zip(CLASS_NAMES, ours["iou"], strict=True):
         assert value == pytest.approx(theirs[name], abs=1e-12), name
+
+
+def test_a_report_on_another_data_set_is_a_row_of_the_generalisation_board(storage, cityscapes):
+    assert run(cityscapes / "data", storage, "--dataset", "cityscapes") == 0
+    runs, problems = read_runs([storage / "mini"])
+    assert problems == []
+    (board,) = (b for b in make_boards(runs) if b.benchmark == "generalisation from streets")
+    (row,) = board.rows
+    report = storage / "mini/reports/self_training-cityscapes-val/evaluation.json"
+    (said,) = json.loads(report.read_text())["table"]
+    assert row.method == "spcl on cityscapes/val" and row.rank is None  # one seed
+    assert row.mean == pytest.approx(said["means"]["mIoU"]["value"])
 
 
 def test_without_labels_there_are_files_and_no_table(storage, cityscapes, tmp_path, capsys):

@@ -3,7 +3,17 @@ from dataclasses import dataclass, field
 import pytest
 
 from spcl.errors import ConfigError
-from spcl.settings import build, canonical, digest, flatten, merge, scientific, setting
+from spcl.settings import (
+    RECALLED,
+    build,
+    canonical,
+    digest,
+    flatten,
+    merge,
+    recalled,
+    scientific,
+    setting,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +90,14 @@ def test_digests_ignore_order_and_nothing_else():
 def test_merge_and_flatten():
     merged = merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4})
     assert flatten(merged) == {"a.b": 3, "a.c": 2, "d": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembered:
+    tau: float = setting(0.2, "no source could be read", provenance=RECALLED)
+    steps: int = setting(5, "paper")
+
+
+def test_a_recalled_default_counts_while_it_is_in_force():
+    assert recalled(Remembered()) == ["tau"] == recalled(Remembered(steps=6))
+    assert recalled(Remembered(tau=0.1)) == []

@@ -64,6 +64,17 @@ def edit(path, **changes):
     write_json(path, json.loads(path.read_text()) | changes)
 
 
+def write_report(run, name, stage="spcl", seed=99, dataset="other/val"):
+    """What ray_jobs/evaluate.py leaves of a stage's network."""
+    folder = run / "reports" / name
+    matrices = some_matrices(seed)
+    write_confusions(folder / "confusions.parquet", [f"o{k}" for k in range(7)], matrices)
+    row = {"stage": stage, "title": stage} | score(matrices.sum(0), "all")
+    said = {"stage": stage, "classes": CLASSES, "protocol": "all", "table": [row]}
+    data = {"name": dataset, "fingerprint": dataset}
+    write_json(folder / "evaluation.json", said | {"data": data, "settings": {"size": [32, 64]}})
+
+
 def write_search(storage, objective="label_free", label_budget=0):
     """A search of two rungs: 0 and 1 reached the last one, 2 failed there, 3 did not."""
     folder = storage / "searches" / "s"
@@ -496,3 +507,56 @@ def test_a_search_that_began_from_chosen_settings_says_so(tmp_path):
 def test_who_chose_is_no_setting_that_tells_rows_apart(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1\nchosen_by: {search: s}\nspcl: {steps: 3}\n")
     assert aggregate.settings_of(str(tmp_path)) == {"spcl.steps": 3}
+
+
+# Targets that a network never saw.
+
+
+def test_a_network_on_data_it_never_saw_is_a_row_of_the_generalisation_board(tmp_path):
+    for seed in (0, 1, 2):
+        folder = write_run(tmp_path / f"r{seed}", seed=seed)
+        write_report(folder, "rain", seed=50 + seed, dataset="rain/val")
+        write_report(folder, "snow", seed=60 + seed, dataset="snow/val")
+        write_report(folder, "own", dataset="streets/real/train")  # of the target itself
+        write_report(folder, "unlabelled", dataset="fog/val")
+        edit(folder / "reports/unlabelled/evaluation.json", table=[])
+    runs, problems = read_runs([tmp_path])
+    assert problems == []
+    boards = {board.benchmark: board for board in make_boards(runs)}
+    assert list(boards) == ["generalisation from streets", "streets"]
+    rows = {row.method: row for row in boards["generalisation from streets"].rows}
+    assert rows.keys() == {"spcl on rain/val", "spcl on snow/val"}
+    each = [score(some_matrices(50 + seed).sum(0), "all")["means"]["mIoU"] for seed in range(3)]
+    mean = sum(one["value"] for one in each) / 3
+    assert rows["spcl on rain/val"].mean == pytest.approx(mean)
+    # Each target is a group of its own: what is easier to see is no better method.
+    assert len({row.group for row in rows.values()}) == 2
+
+
+def test_a_report_that_comes_later_or_is_damaged_is_read_or_told(tmp_path):
+    folder = write_run(tmp_path / "storage/a")
+    cache = tmp_path / "cache"
+    assert len(read_runs([tmp_path / "storage"], cache)[0]) == 2
+    write_report(folder, "rain")
+    runs, problems = read_runs([tmp_path / "storage"], cache)
+    assert [run.unseen for run in runs] == [False, False, True] and problems == []
+    (folder / "reports/rain/confusions.parquet").unlink()
+    edit(folder / "reports/rain/evaluation.json", seed=1)
+    runs, (problem,) = read_runs([tmp_path / "storage"], cache)
+    assert len(runs) == 2 and "reports/rain" in problem
+
+
+# What was recalled and not read.
+
+
+def test_a_method_that_is_a_specification_says_so_and_which_defaults_were_recalled(tmp_path):
+    folder = write_run(tmp_path / "a")
+    edit(folder / "manifest.json", spec=True, recalled=["spcl.temperature"])
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        runs, problems = read_runs([tmp_path / "a"], cache)
+        (board,) = make_boards(runs)
+        assert problems == [] and {row.method for row in board.rows} == {
+            "spcl (spec)",
+            "spcl (spec): warm",
+        }
+        assert all("recalled, not read: spcl.temperature" in row.note for row in board.rows)

@@ -107,10 +107,13 @@ MISTAKES = {
     "spcl.configuration.table": {"more": "unrecognized arguments: more; see --help"},
 }
 SEARCH = "{schema: 1, objective: label_free, rungs: [], space: {}, config: {}}\n"  # a search.yaml
+SETTINGS = "--settings --benchmark gta5 --method t2s_da t2s_da.queries=64"
 LINES = [
     *((command, "--help") for command in COMMANDS),
     ("spcl.train", "--list"),
     ("ray_jobs.train", "--list"),
+    ("spcl.train", SETTINGS),
+    ("ray_jobs.train", SETTINGS),
     *((command, line) for command, lines in MISTAKES.items() for line in lines),
 ]
 
@@ -155,12 +158,22 @@ def answers(places) -> dict[tuple[str, str], tuple[int, str, str, list[str]]]:
 def test_it_is_answered_without_torch_ray_and_optuna(command, line, answers, places):
     code, out, err, loaded = answers[command, line]
     assert loaded == []
-    if line in ("--help", "--list"):
+    if line in ("--help", "--list", SETTINGS):
         assert code == 0 and out and not err
         return
     message = put(places, MISTAKES[command][line])
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
     assert message in err
+
+
+def test_settings_say_their_values_where_they_are_from_and_what_was_recalled(answers):
+    out = answers["spcl.train", SETTINGS][1]
+    assert out == answers["ray_jobs.train", SETTINGS][1]
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert lines["t2s_da.temperature"] == "0.2  (tau, of the contrast; provenance: recalled)"
+    assert lines["t2s_da.queries"].startswith("64  (n: ")
+    assert lines["t2s_da.queries"].endswith("provenance: recalled; default 128)")
+    assert "recalled" not in lines["source.size"] and "spcl.temperature" not in lines
 
 
 def test_list_names_what_there_is(answers):

@@ -73,7 +73,7 @@ def test_every_shipped_row_is_a_configuration(path, benchmark):
         settings = [f"{key}={json.dumps(value)}" for key, value in row.settings.items()]
         load(benchmark, made.method, None, settings)
     head = path.read_text().split("\ntitle:")[0]
-    assert "2111.12358" in head and f"python tune/sweep.py configs/sweeps/{path.name}" in head
+    assert "arXiv:" in head and f"python tune/sweep.py configs/sweeps/{path.name}" in head
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
