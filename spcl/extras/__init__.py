@@ -2,9 +2,11 @@
 
 Its settings stand in its file; `python -m spcl.configuration.table` then writes them into the table
 of settings.
-None ships yet.
 """
 
 from spcl.extras.base import Extra
+from spcl.extras.pipa import PiPa
 
-EXTRAS: dict[str, type[Extra]] = {}
+EXTRAS: dict[str, type[Extra]] = {
+    "pipa": PiPa,
+}
