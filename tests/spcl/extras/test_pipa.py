@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import MINI
 from processes import run_ranks
 from toys import CLASSES, ThreeConvolutions, changed, train
@@ -230,6 +231,74 @@ def test_the_bank_holds_as_many_places_of_every_image(steps):
     assert lengths == [[56, 0, 0], [56, 56, 0], [56, 56, 56], [56, 56, 56]]  # 7 * 2 * 4 of 60
     with pytest.raises(ConfigError, match="at least the images of a step, got 3"):
         made_by(configured("pipa.patch_samples=3"))(steps[0], Step(0))
+
+
+def outputs_of(made: Method, name: str) -> list:
+    """What a part of a method gives from now on, call by call."""
+    kept: list = []
+    made.get_submodule(name).register_forward_hook(lambda m, given, output: kept.append(output))
+    return kept
+
+
+def slow_patch(pair, embedded, probabilities, bank, own: int) -> tuple[float, int]:
+    """(sum, count) of one crop's term in loops, on cells of 4 pixels."""
+    rows = [(row, int(k)) for row, k in zip(*bank, strict=True) if k != 255]
+    loss, anchors, other = 0.0, 0, 1 - own
+    for image, boxes in enumerate(pair.boxes.tolist()):
+        (top, left, height, width), (its_top, its_left, _, _) = boxes[own], boxes[other]
+        for y in range(0, height, 4):
+            for x in range(0, width, 4):
+                across = width - 4 - x if pair.flips[image, 0] != pair.flips[image, 1] else x
+                mine = (top + y) // 4, (left + x) // 4
+                its = (its_top + y) // 4, (its_left + across) // 4
+                here, there = (
+                    probabilities[own][image][:, *mine],
+                    probabilities[other][image][:, *its],
+                )
+                if not (there.max() > 0.06 and here.max() < there.max()):
+                    continue
+                anchor = embedded[image, own, mine[0] * 8 + mine[1]]
+                positive = embedded[image, other, its[0] * 8 + its[1]]
+
+                def share(row, anchor=anchor):
+                    return torch.cosine_similarity(anchor, row, 0).div(0.1).exp()
+
+                far = sum(share(row) for row, kind in rows if kind != int(here.argmax()))
+                loss -= float((share(positive) / (share(positive) + far)).log())
+                anchors += 1
+    return loss, anchors
+
+
+def test_the_patch_term_is_that_of_a_slow_version(steps):
+    made = made_by(configured())
+    networks_outputs, heads = outputs_of(made, "segmentor"), outputs_of(made, "pipa.patch_head")
+    for number in (0, 1):
+        terms = made(steps[number], Step(number))
+    embedded = heads[1].detach()
+    softmaxes = [output.logits.detach().softmax(1) for output in networks_outputs[-2:]]
+    probabilities = [F.avg_pool2d(some, 2) for some in softmaxes]
+    bank = made.pipa.bank.all()
+    labels = torch.stack([some.argmax(1).flatten(1) for some in probabilities], 1)
+    for row, kind in zip(*(part[:56] for part in bank), strict=True):  # the step's own
+        (at,) = (embedded == row).all(-1).nonzero()
+        assert int(labels[tuple(at)]) == int(kind)
+    pair = steps[1].pair("target/pairs")
+    assert pair.flips[:, 0].ne(pair.flips[:, 1]).any()
+    for own, name in enumerate(PATCHES):
+        loss, anchors = slow_patch(pair, embedded, probabilities, bank, own)
+        found = terms[f"pipa/{name}"]
+        assert anchors == int(found.count) > 5
+        assert found.sum.item() == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_pixel_heads_norm_is_that_of_the_pixels_that_are_meant():
+    torch.manual_seed(0)
+    head, rows = module.PixelHead(6).double(), torch.randn(9, 6, dtype=torch.float64)
+    meant = torch.arange(9) < 7
+    plain = torch.nn.BatchNorm1d(6).double()
+    expected = head.second(F.relu(plain(head.first(rows[:7]))))
+    torch.testing.assert_close(head(rows, meant)[:7], expected, rtol=0, atol=1e-12)
+    assert head(rows, ~meant & meant).isfinite().all()
 
 
 class Levels(ThreeConvolutions):
