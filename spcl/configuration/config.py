@@ -160,6 +160,7 @@ class Config:
             section = self.of(name)
             for extra in section.extras:
                 choose(extra, EXTRAS, f"{name}.extras")
+                self._check_extra(name, EXTRAS[extra], extra)
             if section.steps > section.horizon:
                 raise ConfigError(
                     f"{name}.horizon must be at least {name}.steps, since the poly schedule is 0 "
@@ -183,6 +184,20 @@ class Config:
                 f"train.micro_batch needs norms that treat each image by itself: model.norm=frozen "
                 f"(which needs pre-trained weights); got {self.norm}, whose statistics are those "
                 "of the whole batch; or set train.micro_batch=0"
+            )
+
+    def _check_extra(self, stage: str, extra: type[Extra], name: str) -> None:
+        if extra.needs_pretrained and self.weights == "none":
+            raise ConfigError(
+                f"{name} needs a network with pre-trained weights, but {self.model.name} starts "
+                f"from scratch (model.weights=none); take {name} out of {stage}.extras, or choose "
+                "another model"
+            )
+        if extra.needs_teacher and not METHODS[stage].teaches:
+            known = ", ".join(n for n, method in METHODS.items() if method.teaches)
+            raise ConfigError(
+                f"{name} needs a method with a teacher: {known}, got {stage}; take {name} out of "
+                f"{stage}.extras"
             )
 
     def as_dict(self) -> dict[str, Any]:

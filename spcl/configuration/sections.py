@@ -37,13 +37,38 @@ class Domain:
         "uniform", "paper; in_order is ASANet's code: the list as it stands", choices=LABEL_FREE
     )
 
+    crop: tuple[int, int] = setting(
+        (0, 0),
+        "paper: none; [512, 512] in DAFormer's code: what training cuts out of the image of `size`",
+        low=0,
+    )
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Size of the images that training reads."""
+        return self.crop if any(self.crop) else self.size
+
     @property
     def rarity(self) -> Rarity:
         """What rare-class sampling is told; of a target it is never read."""
         return Rarity()
 
+    @property
+    def crop_shows(self) -> float:
+        """Pixels of the class that rare-class sampling has drawn, of which a crop shows more."""
+        return 0.0
+
+    @property
+    def crop_most(self) -> float:
+        """Share of a crop's labelled pixels that one class stays below; 1 is any."""
+        return 1.0
+
     def check(self, role: str) -> None:
         """What no single setting can tell.  Raises ConfigError."""
+        if (self.crop[0] == 0) != (self.crop[1] == 0):
+            raise ConfigError(
+                f"{role}.crop must be [height, width], or [0, 0] for all: got {list(self.crop)}"
+            )
         low, high = self.blur
         if low > high or (high > 0.0 and low == 0.0):
             raise ConfigError(
@@ -67,11 +92,32 @@ class Source(Domain):
     rare_class_pixels: int = setting(
         3000, "DAFormer's code, read with order=rare_class: more of a class than that", low=0
     )
+    rare_class_crop: float = setting(
+        0.5,
+        "DAFormer's code, read with order=rare_class and a crop, of which up to 10 are tried: the "
+        "share of rare_class_pixels that it shows; 2 in HRDA's",
+        low=0.0,
+    )
+    crop_most_class: float = setting(
+        1.0,
+        "paper: any; 0.75 in DAFormer's code: the share of one class below which a crop stays, of "
+        "which up to 10 are tried",
+        low=0.0,
+        high=1.0,
+    )
     holdout: int = setting(0, "ours: images kept from training, to select by; 0 in papers", low=0)
 
     @property
     def rarity(self) -> Rarity:
         return Rarity(self.rare_class_temperature, self.rare_class_pixels)
+
+    @property
+    def crop_shows(self) -> float:
+        return self.rare_class_crop * self.rare_class_pixels
+
+    @property
+    def crop_most(self) -> float:
+        return self.crop_most_class
 
 
 @dataclass(frozen=True, kw_only=True)

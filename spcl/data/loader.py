@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spcl.data.batch import Batch, Flow, Frames, Images, Labels, Pair, PairSample, Sample
 from spcl.data.pairs import AugmentPair
-from spcl.data.sampling import ORDERS, Order, Rarity, positions, stream_seed
+from spcl.data.sampling import ORDERS, Order, RareClass, Rarity, positions, stream_seed
 from spcl.data.shards import ShardSet
 from spcl.data.transforms import Augment, decode, decode_label
 from spcl.errors import UserError
@@ -83,7 +83,8 @@ class Stream:
             self.previous(index) if self.previous else None,
             self.flow(index) if self.flow else None,
         )
-        return self.augment(found, stream_seed(self.seed, self.name, position))
+        kind = self.index.kind(position) if isinstance(self.index, RareClass) else None
+        return self.augment(found, stream_seed(self.seed, self.name, position), kind)
 
     def read(self, where: range) -> Images | Pair:
         samples: list[Any] = [self.sample(p) for p in where]  # of what `makes` is made of

@@ -100,8 +100,11 @@ class AugmentPair:
     augment: Augment
     crops: PairCrops
 
-    def __call__(self, sample: Sample, entropy: list[int]) -> PairSample:
-        """The sample's image, (3, H, W) uint8, as two crops; every draw comes from `entropy`."""
+    def __call__(self, sample: Sample, entropy: list[int], kind: int | None = None) -> PairSample:
+        """The sample's image, (3, H, W) uint8, as two crops; every draw comes from `entropy`.
+
+        kind  the class that it was drawn for: of no use here
+        """
         with drawing_from(entropy):
             return self._apply(sample.image)
 

@@ -154,13 +154,23 @@ class RareClass:
         share = pixels.sum(0) / pixels.sum()
         self.until = np.cumsum(rare_class_chances(share[classes], rarity.temperature))
         self.images = [np.flatnonzero(shows[:, k]) for k in classes]
+        self.classes = classes
         self.seed, self.stream = seed, stream
 
     def __call__(self, position: int) -> int:
+        found, image = self._draw(position)
+        images = self.images[found]
+        return int(images[int(image * len(images))])
+
+    def kind(self, position: int) -> int:
+        """The class that the image at a position is drawn for."""
+        return int(self.classes[self._draw(position)[0]])
+
+    def _draw(self, position: int) -> tuple[int, float]:
+        """Number of the class among those that are drawn, and a draw for its image."""
         kind, image = np.random.default_rng(stream_seed(self.seed, self.stream, position)).random(2)
         found = int(np.searchsorted(self.until, kind * self.until[-1], side="right"))
-        images = self.images[min(found, len(self.images) - 1)]
-        return int(images[int(image * len(images))])
+        return min(found, len(self.images) - 1), float(image)
 
 
 def rare_class_chances(share: np.ndarray, temperature: float) -> np.ndarray:

@@ -20,6 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLUR_PIXELS = 3  # of the blur's kernel, SDCA's code
 NOWHERE = 1e6  # pixels of flow: beyond any picture, for what has no place in the frame before
+TRIES = 10  # crops of an image until one shows what it should: DAFormer's code
 STRIP_PIXELS = 2**17  # per strip in jitter, so that temporaries fit a CPU's cache
 
 
@@ -149,6 +150,9 @@ class Augment:
     scale      range of the factor before a crop to `size`
     grayscale  probability of an image without colours
     blur       range of the deviation in pixels, of every image; (0, 0) is none
+    crop       what is cut out of the scaled image; (0, 0) is `size`
+    shows      of a class that the sample was drawn for: a crop should show more pixels than that
+    most       a crop should show less of one class, as a share of its labelled pixels; 1 is any
     """
 
     size: tuple[int, int]
@@ -157,15 +161,26 @@ class Augment:
     scale: tuple[float, float] = (1.0, 1.0)
     grayscale: float = 0.0
     blur: tuple[float, float] = (0.0, 0.0)
+    crop: tuple[int, int] = (0, 0)
+    shows: float = 0.0
+    most: float = 1.0
 
     makes: ClassVar[type[Images]] = Images  # of its samples
 
-    def __call__(self, sample: Sample, entropy: list[int]) -> Sample:
-        """The sample as the network reads it; every draw comes from `entropy`."""
-        with drawing_from(entropy):
-            return self._apply(sample)
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Size of what the network reads."""
+        return self.crop if any(self.crop) else self.size
 
-    def _apply(self, sample: Sample) -> Sample:
+    def __call__(self, sample: Sample, entropy: list[int], kind: int | None = None) -> Sample:
+        """The sample as the network reads it; every draw comes from `entropy`.
+
+        kind  the class that it was drawn for, if any
+        """
+        with drawing_from(entropy):
+            return self._apply(sample, kind)
+
+    def _apply(self, sample: Sample, kind: int | None) -> Sample:
         # What is off draws nothing, and what is read besides the image draws nothing of its own,
         # so that the draws after it stay what they were.
         size = self.draw_size()
@@ -179,7 +194,7 @@ class Augment:
         )
         if self.flip and float(torch.rand(())) < self.flip:
             sample = sample.each(mirror)
-        return sample if size == self.size else self._crop(sample)
+        return sample if size == self.shown else self._crop(sample, kind)
 
     def draw_size(self) -> tuple[int, int]:
         """Of the scene, from which `size` is cropped."""
@@ -204,9 +219,31 @@ class Augment:
 
         return change
 
-    def _crop(self, sample: Sample) -> Sample:
-        """A random window of `size`; FILL where the scene is smaller."""
-        height, width = self.size
+    def _crop(self, sample: Sample, kind: int | None) -> Sample:
+        """A random window that shows what it should, or the last of TRIES.
+
+        Source: DAFormer's code, where the class is looked for among crops that pass the other test.
+        """
+        label = sample.label
+        look_for = kind is not None and label is not None and self.shows > 0
+        for _ in range(TRIES if look_for else 1):
+            window = self._varied_window(sample)
+            if look_for and _count(window.label, kind) > self.shows:
+                break
+        return window
+
+    def _varied_window(self, sample: Sample) -> Sample:
+        """A random window, the first of TRIES in which no class has a share of `most`."""
+        tested = self.most < 1 and sample.label is not None
+        for _ in range(TRIES if tested else 1):
+            window = self._window(sample)
+            if tested and _is_varied(window.label, self.most):
+                break
+        return window
+
+    def _window(self, sample: Sample) -> Sample:
+        """A random window of `shown`; FILL where the scene is smaller."""
+        height, width = self.shown
         scene = sample.image.shape[-2:]
         missing = [0, 0, max(0, width - scene[1]), max(0, height - scene[0])]
         top = int(torch.randint(max(0, scene[0] - height) + 1, ()))
@@ -215,9 +252,22 @@ class Augment:
         def window(name: str, part: Tensor) -> Tensor:
             channels = part.reshape(-1, *scene)  # a label has none
             padded = F.pad(channels, missing, fill=FILL[name])
-            return F.crop(padded, top, left, height, width).reshape(*part.shape[:-2], *self.size)
+            return F.crop(padded, top, left, height, width).reshape(*part.shape[:-2], height, width)
 
         return sample.each(window)
+
+
+def _count(label: Tensor | None, kind: int | None) -> int:
+    """Pixels of a class."""
+    assert label is not None and kind is not None
+    return int(torch.count_nonzero(label.eq(kind)))
+
+
+def _is_varied(label: Tensor | None, most: float) -> bool:
+    """Whether it shows several classes, none with a share of `most` or above."""
+    assert label is not None
+    pixels = torch.bincount(label[label != IGNORE_INDEX].flatten())
+    return int((pixels > 0).sum()) > 1 and float(pixels.max()) < most * float(pixels.sum())
 
 
 def mirror(name: str, part: Tensor) -> Tensor:

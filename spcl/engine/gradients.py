@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from spcl import distributed
@@ -20,7 +19,7 @@ from spcl.configuration.sections import Train
 from spcl.data.batch import Batch
 from spcl.errors import ConfigError
 from spcl.methods.base import Method, Term
-from spcl.models.normalization import DomainNorm, RunningBatchNorm2d
+from spcl.models.normalization import BATCH_NORMS
 from spcl.models.segmentor import Output
 from spcl.randomness import Step
 
@@ -205,7 +204,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def refuse_batch_statistics(network: nn.Module) -> None:
     """ConfigError on a layer that normalises an image by its neighbours in the batch."""
     for name, layer in network.named_modules():
-        if isinstance(layer, DomainNorm | RunningBatchNorm2d | _BatchNorm):
+        if isinstance(layer, BATCH_NORMS):
             raise ConfigError(
                 "train.micro_batch needs a network that treats each image by itself, but its "
                 f"layer {name} ({type(layer).__name__}) normalises by statistics of the batch; "

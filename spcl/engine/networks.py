@@ -67,7 +67,7 @@ def random_batch(config: Config, stage: str, size: int, num_classes: int) -> Bat
         if isinstance(read, PairCrops):
             streams[name] = _random_pair(read, size)
         else:
-            scene = getattr(config, domain_of(name)).size
+            scene = getattr(config, domain_of(name)).shown
             streams[name] = _random_images(read, size, scene, num_classes)
     return Batch(streams)
 

@@ -312,7 +312,13 @@ class Recipe:
 
 def augmentation(section: Domain, role: str, stage: StageConfig) -> Augment:
     """What happens to a domain's images in a stage."""
-    geometry = Augment(section.size, scale=stage.scale)
+    geometry = Augment(
+        section.size,
+        scale=stage.scale,
+        crop=section.crop,
+        shows=section.crop_shows,
+        most=section.crop_most,
+    )
     if stage.augment == "none" or (stage.augment == "source" and role != "source"):
         return geometry
     return dataclasses.replace(

@@ -25,7 +25,7 @@ from spcl.engine.panels import training_panel
 from spcl.errors import UserError
 from spcl.inference.predict import batch_confusion
 from spcl.methods import optimization
-from spcl.methods.base import Method, Term
+from spcl.methods.base import ACTIVITY, Method, Term
 from spcl.methods.stage import StageConfig
 from spcl.randomness import Step
 from spcl.scoring.metrics import mean_iou
@@ -81,7 +81,7 @@ def fit(
     sections = {name: stage} | {n: extra.config for n, extra in method.extras().items()}
     by_rank = elastic.choices(sections, train.reduction)
     start = _resume(name, method, optimizers, checkpoints, context, by_rank)
-    window = Window(device)
+    window, idle = Window(device), Idle(name, method)
 
     for number, batch in enumerate(_batches(data, start, stage.steps, train, device), start):
         step = Step(number, seed, name)
@@ -110,12 +110,14 @@ def fit(
         # Every rank comes here at the same steps, since `read` is a collective; a loss that was not
         # finite thus ends all ranks, and before the checkpoint that would have kept it.
         if save or done % train.log_every == 0:
-            losses, rate = window.read(data, name)
+            losses, activity, rate = window.read(data, name)
+            idle.add(activity)
             context.telemetry.write(
                 name,
                 done,
                 stage.steps,
                 losses=losses,
+                **({"activity": activity} if activity else {}),
                 learning_rate=optimizers[0].param_groups[0]["lr"],
                 images_per_second=rate * data.batch,
                 eta_seconds=(stage.steps - done) / rate,
@@ -129,6 +131,8 @@ def fit(
             if distributed.rank() == 0:
                 checkpoints.save(done, state)
             context.report({"stage": name, "step": done})
+    for warning in idle.warnings():
+        context.telemetry.message(warning)
     method.eval()
 
 
@@ -174,8 +178,10 @@ class Window:
         bad = ~torch.isfinite(loss.detach()) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, step, self.first_bad)
 
-    def read(self, data: Steps, stage: str) -> tuple[dict[str, float], float]:
-        """Mean of each term over the window and all ranks, and steps per second; then clear."""
+    def read(self, data: Steps, stage: str) -> tuple[dict[str, float], dict[str, float], float]:
+        """Mean of each loss and each activity over the window and all ranks, and steps per second;
+        then clear.
+        """
         assert self.sums is not None, "a window is read after a step"
         sums = distributed.all_reduce(self.sums)
         bad = [step for step in distributed.gather(int(self.first_bad)) if step >= 0]
@@ -187,10 +193,36 @@ class Window:
                 f"(samples {ids}); lower {stage}.learning_rate or look at these samples"
             )
         values = (sums[0] / sums[1].clamp(min=1)).tolist()
-        losses = dict(zip(self.names, values, strict=True))
+        losses, activity = {}, {}
+        for name, value in zip(self.names, values, strict=True):
+            if name.startswith(ACTIVITY):
+                activity[name.removeprefix(ACTIVITY)] = value
+            else:
+                losses[name] = value
         rate = self.steps / max(time.perf_counter() - self.started, 1e-9)
         self._clear()
-        return losses, rate
+        return losses, activity, rate
+
+
+class Idle:
+    """Which activities were 0 in every line of a stage, or since it was resumed."""
+
+    def __init__(self, stage: str, method: Method):
+        self.stage, self.hints = stage, method.hints
+        self.most: dict[str, float] = {}
+
+    def add(self, activity: dict[str, float]) -> None:
+        for name, value in activity.items():
+            self.most[name] = max(value, self.most.get(name, 0.0))
+
+    def warnings(self) -> list[str]:
+        """A line for each, which names the setting."""
+        return [
+            f"warning: {self.stage}: {name} was 0 throughout, so its term has done nothing; "
+            f"look at {self.stage}.{self.hints.get(name, name)}"
+            for name, value in self.most.items()
+            if value == 0
+        ]
 
 
 def _batches(

@@ -35,6 +35,9 @@ class Extra(nn.Module):
     Config: ClassVar[type[ExtraConfig]] = ExtraConfig
     #: Streams that it needs besides the method's own, as `Method.reads`.
     reads: ClassVar[Reads] = {}
+    #: What it can't do without: pre-trained weights of the network, a method that `teaches`.
+    needs_pretrained: ClassVar[bool] = False
+    needs_teacher: ClassVar[bool] = False
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
 

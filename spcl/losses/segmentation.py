@@ -18,14 +18,19 @@ def upsample(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=True)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum over valid pixels and their number; both 0, with a graph, where all are ignored.
 
-    logits  (B, K, h, w), upsampled to the labels' size
-    labels  (B, H, W) trainIds, uint8 or int64; 255 is ignored
+    logits   (B, K, h, w), upsampled to the labels' size
+    labels   (B, H, W) trainIds, uint8 or int64; 255 is ignored
+    weights  (B, H, W) what the loss of each pixel is multiplied by; all count alike
     """
     labels = labels.long()
     logits = upsample(logits, labels.shape[-2:])
     # Summed here and not by the loss: its own sum over pixels is not deterministic on CUDA.
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    if weights is not None:
+        losses = losses * weights
     return losses.sum(), (labels != IGNORE_INDEX).sum()

@@ -8,6 +8,7 @@ from spcl.methods.adversarial import Adversarial
 from spcl.methods.asanet import ASANet
 from spcl.methods.asanet_asc import ASANetASC
 from spcl.methods.base import Method
+from spcl.methods.daformer import DAFormer
 from spcl.methods.sdca import SDCA
 from spcl.methods.self_training import SelfTraining
 from spcl.methods.source_only import SourceOnly
@@ -21,4 +22,5 @@ METHODS: dict[str, type[Method]] = {
     "asanet_asc": ASANetASC,
     "asanet": ASANet,
     "self_training": SelfTraining,
+    "daformer": DAFormer,
 }

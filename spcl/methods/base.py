@@ -5,7 +5,8 @@ A method is one `nn.Module` in one DDP wrapper: one forward, one backward for al
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -29,21 +30,29 @@ class Term(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Images as the student has seen them in this step, for those that build on it."""
+    """Images as the student, or its teacher, has seen them in this step, to build on."""
 
     images: Images
     output: Output
     label: Tensor | None = None  # (B, H, W), what it was trained with: truth or pseudo label
+    weights: Tensor | None = None  # (B, H, W), how much each label is trusted, if not alike
 
 
 class Outputs(NamedTuple):
     """What a method's `losses` give.
 
-    seen  "source", "target", "mixed": what an extra may add terms to without a second forward
+    seen      "source", "target", "mixed": what an extra may add terms to without a second forward;
+              "taught": the target as the method's teacher sees it, with its labels, no gradient
+    activity  numbers that are no losses, each a sum over a count: what share of pixels is pasted
     """
 
     terms: dict[str, Term]
     seen: dict[str, Seen]
+    activity: Mapping[str, Term] = MappingProxyType({})
+
+
+#: What is before the name of an activity among the terms: see `Method.forward`.
+ACTIVITY = "activity/"
 
 
 class Method(nn.Module):
@@ -64,7 +73,11 @@ class Method(nn.Module):
     #: Whether it starts from a trained network, and so can't be a recipe's first stage.
     starts_trained: ClassVar[bool] = False
     #: The network that is evaluated and handed on, by its name in the method: a teacher, perhaps.
-    scored: ClassVar[str] = "segmentor"
+    scored: str = "segmentor"
+    #: Whether its `losses` see "taught": what some extras build on.
+    teaches: ClassVar[bool] = False
+    #: Activity -> the setting of its section to look at where it is 0 for a whole stage.
+    hints: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
     #: What `segment` calls, if not the student: see `running_by`.
@@ -109,9 +122,14 @@ class Method(nn.Module):
 
     @final  # type: ignore[misc]  # to mypy, nn.Module's forward is an attribute
     def forward(self, batch: Batch, step: Step) -> dict[str, Term]:
-        """The method's terms and its extras', in one graph: DDP needs a single forward."""
+        """The method's terms and its extras', in one graph: DDP needs a single forward.
+
+        Activities are among them, as terms of no weight: they then travel with the counts.
+        """
         outputs = self.losses(batch, step)
         terms = dict(outputs.terms)
+        for name, one in outputs.activity.items():
+            terms[ACTIVITY + name] = one._replace(weight=0.0)
         for name, extra in self.extras().items():
             added = extra(self, batch, outputs.seen, step)
             terms |= {f"{name}/{term}": value for term, value in added.items()}

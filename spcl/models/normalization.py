@@ -263,6 +263,9 @@ class RunningBatchNorm2d(FrozenBatchNorm2d):
         return batch_norm(x, mean, var, self.weight, self.bias, factor, self.eps)
 
 
+#: Layers that normalise an image by its neighbours in the batch, in train mode.
+BATCH_NORMS = (DomainNorm, RunningBatchNorm2d, nn.modules.batchnorm._BatchNorm)
+
 #: What `model.norm` may name.
 NORMS: dict[str, type[nn.Module]] = {
     "frozen": FrozenBatchNorm2d,

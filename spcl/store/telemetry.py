@@ -37,6 +37,7 @@ class Telemetry:
         record |= {"steps": steps} | values
         atomic.append(self.folder / "metrics.jsonl", json.dumps(record))
         scalars = {f"loss/{name}": value for name, value in values.get("losses", {}).items()}
+        scalars |= {f"activity/{k}": value for k, value in values.get("activity", {}).items()}
         for name in ("learning_rate", "images_per_second", "source_miou"):
             if name in values:
                 scalars[name] = values[name]

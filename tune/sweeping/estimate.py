@@ -72,7 +72,7 @@ def _seconds(to_do: list[tuple[str, Cell]]) -> dict[str, float]:
     for name, cell in to_do:
         config, train = cell.config, cell.config.train
         set_up_torch(train)
-        sizes = config.source.size, config.target.size
+        sizes = config.source.shown, config.target.shown
         kind = (name, config.model, config.batch_of(name), *sizes)
         if kind not in timed:
             assert cell.classes is not None, "what is timed has its data"
