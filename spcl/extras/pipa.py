@@ -8,6 +8,7 @@ Letters: B images, P cells of a crop, S sampled pixels, W ranks, C, D channels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +26,24 @@ from spcl.losses.patch_contrast import learners, matching_cells, on_grid, patch_
 from spcl.losses.supervised_contrast import (
     DENOMINATORS,
     at_pixels,
+    pairs_by_label,
     pixels_of_kinds,
     sample_pixels,
     supervised_contrast,
     views_per_group,
 )
 from spcl.memory.queue import StepQueue
-from spcl.methods.base import Method, Seen, Term
+from spcl.methods.base import ACTIVITY, Method, Seen, Term
 from spcl.models.segmentor import Segmentor
 from spcl.precision import at_least_float32, without_autocast
 from spcl.randomness import Step
 from spcl.settings import setting
 
 STREAM = "target/pairs"
+#: Losses and activities: anchors in an image, keys of their class and of others for each.
+PIXEL = "pixel", *(f"{ACTIVITY}pixel_{name}" for name in ("anchors", "positives", "negatives"))
+#: Losses and activities: places of a crop that learn, negatives for each.
+PATCH = "patch_first", "patch_second", f"{ACTIVITY}patch_anchors", f"{ACTIVITY}patch_negatives"
 POOLING = 2  # authors' code: a patch is 2x2 cells of the network's features
 PIXEL_DIMENSION = 256  # authors' code
 PATCH_HIDDEN, PATCH_DIMENSION = 256, 128  # authors' code
@@ -84,6 +90,16 @@ class PiPaConfig(ExtraConfig):
         (0.1, 1.0), "authors' code: of two crops, intersection over union", low=0.0, high=1.0
     )
     multiple: int = setting(8, "authors' code: of the pixels between two crops", low=1)
+    jitter: tuple[float, float, float, float] = setting(
+        (0.2, 0.2, 0.2, 0.2),
+        "ours, DAFormer's of mixed images; of each crop, as in the authors' code: brightness, "
+        "contrast, saturation, hue",
+        low=0.0,
+        high=1.0,
+    )
+    grayscale: float = setting(
+        0.2, "ours; of each crop, as in the authors' code: probability", low=0.0, high=1.0
+    )
     crop_scale: tuple[float, float] = setting(
         (1.28, 3.2), "authors' code: 0.8 to 2 times 2048 pixels of width, from 1280", low=0.1
     )
@@ -116,6 +132,15 @@ class PixelHead(nn.Module):
 class PiPa(Extra):
     Config = PiPaConfig
     config: PiPaConfig
+    hints = MappingProxyType(
+        {
+            "pixel_anchors": ("pixel_start", "pixel_more_than"),
+            "pixel_positives": ("pixel_start", "pixel_samples"),
+            "pixel_negatives": ("pixel_start", "pixel_samples"),
+            "patch_anchors": ("patch_start", "confidence"),
+            "patch_negatives": ("patch_start", "patch_samples"),
+        }
+    )
 
     def __init__(self, segmentor: Segmentor, config: PiPaConfig):
         super().__init__(segmentor, config)
@@ -137,7 +162,12 @@ class PiPa(Extra):
             reads["source"] = frozenset({"image", "label"})
         if config.patch_weight:
             reads[STREAM] = PairCrops(
-                config.crop, config.overlap, config.multiple, scale=config.crop_scale
+                config.crop,
+                config.overlap,
+                config.multiple,
+                scale=config.crop_scale,
+                jitter=config.jitter,
+                grayscale=config.grayscale,
             )
         return reads
 
@@ -145,24 +175,21 @@ class PiPa(Extra):
         self, method: Method, batch: Batch, seen: Mapping[str, Seen], step: Step
     ) -> dict[str, Term]:
         c = self.config
-        terms = {}
+        terms: dict[str, Term] = {}
         if c.pixel_weight:
-            weight = c.pixel_weight
-            if c.base_temperature is not None:
-                weight *= c.pixel_temperature / c.base_temperature
             on = step.number >= c.pixel_start
-            found = self._pixels(_source(method, batch, seen, step), step) if on else None
-            terms["pixel"] = Term(*(found or _nothing(self.pixel_head)), weight)
+            source = _source(method, batch, seen, step) if on else None
+            given = self._pixels(source, step) if source else _idle(self.pixel_head, PIXEL)
+            terms |= zip(PIXEL, given, strict=True)
         if c.patch_weight:
-            names = "patch_first", "patch_second"
             on = step.number >= c.patch_start
-            pair = self._patches(method, batch.pair(STREAM), step) if on else (None, None)
-            for name, found in zip(names, pair, strict=True):
-                terms[name] = Term(*(found or _nothing(self.patch_head)), c.patch_weight)
+            pair = batch.pair(STREAM)
+            given = self._patches(method, pair, step) if on else _idle(self.patch_head, PATCH)
+            terms |= zip(PATCH, given, strict=True)
         return terms
 
-    def _pixels(self, source: Seen, step: Step) -> tuple[Tensor, Tensor]:
-        """(sum, count) of the contrast of this rank's sampled pixels with those of all ranks.
+    def _pixels(self, source: Seen, step: Step) -> list[Term]:
+        """PIXEL: the contrast of this rank's sampled pixels with those of all ranks.
 
         Cost: every rank embeds the samples of all, `pixel_samples` of W ranks.
         """
@@ -187,7 +214,7 @@ class PiPa(Extra):
         all_kinds = distributed.gathered(kinds).flatten()
         embedded = self.pixel_head(features, all_kinds != IGNORE_INDEX)
         first = distributed.rank() * slots
-        return supervised_contrast(
+        loss = supervised_contrast(
             embedded[first : first + slots],
             kinds,
             embedded,
@@ -196,11 +223,22 @@ class PiPa(Extra):
             temperature=c.pixel_temperature,
             denominators=c.denominators,
         )
+        alike, others = pairs_by_label(kinds, all_kinds, self.num_classes)
+        return [
+            Term(*loss, self._pixel_weight()),
+            Term(loss[1], _number(len(counts), loss[1])),
+            Term((alike - 1).clamp(min=0).sum(), loss[1]),
+            Term((others * (alike > 1)).sum(), loss[1]),
+        ]
 
-    def _patches(
-        self, method: Method, pair: Pair, step: Step
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """(sum, count) of the first crop, which learns from the second, and of the second."""
+    def _pixel_weight(self) -> float:
+        c = self.config
+        if c.base_temperature is None:
+            return c.pixel_weight
+        return c.pixel_weight * c.pixel_temperature / c.base_temperature
+
+    def _patches(self, method: Method, pair: Pair, step: Step) -> list[Term]:
+        """PATCH: the first crop learns from the second, and the second from the first."""
         c = self.config
         features, probabilities = self._crops(method, pair, step)
         grid = (features.shape[-2], features.shape[-1])
@@ -216,7 +254,7 @@ class PiPa(Extra):
         wanted = shared & learners(confidence, other, c.confidence)
         rows = index[..., None].expand(-1, -1, -1, embedded.shape[-1])
         positives = embedded.detach().flip(1).gather(2, rows)
-        first, second = (
+        losses = [
             patch_contrast(
                 embedded[:, crop].flatten(0, 1),
                 positives[:, crop].flatten(0, 1),
@@ -226,8 +264,14 @@ class PiPa(Extra):
                 c.patch_temperature,
             )
             for crop in (0, 1)
-        )
-        return first, second
+        ]
+        anchors = wanted.sum()
+        _, others = pairs_by_label(labels, negatives[1], self.num_classes)
+        return [
+            *(Term(*loss, c.patch_weight) for loss in losses),
+            Term(anchors, _number(2 * len(wanted), anchors)),
+            Term((others * wanted).sum(), anchors),
+        ]
 
     def _crops(self, method: Method, pair: Pair, step: Step) -> tuple[Tensor, Tensor]:
         """Features (B, 2, C, h, w) and the judge's probabilities (B, 2, K, h, w), by patch."""
@@ -302,8 +346,11 @@ def _label(source: Seen) -> Tensor:
     return source.label
 
 
-def _nothing(head: nn.Module) -> tuple[Tensor, Tensor]:
-    """(0, 0) that depends on every parameter of a head, as DDP asks of a step."""
-    zeros = [0 * parameter.sum() for parameter in head.parameters()]
-    total = torch.stack(zeros).sum()
-    return total, torch.zeros((), dtype=torch.int64, device=total.device)
+def _idle(head: nn.Module, names: tuple[str, ...]) -> list[Term]:
+    """Terms of 0 over 0 that depend on every parameter of a head, as DDP asks of a step."""
+    total = torch.stack([0 * parameter.sum() for parameter in head.parameters()]).sum()
+    return [Term(total, _number(0, total)) for _ in names]
+
+
+def _number(value: int, like: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.int64, device=like.device)

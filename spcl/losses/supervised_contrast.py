@@ -115,6 +115,19 @@ def _between(at: Tensor, own: int, all: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp(max=own - 1), place - low
 
 
+def pairs_by_label(labels: Tensor, key_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """How many keys are of an anchor's class, and how many of others, in the shape of `labels`.
+
+    key_labels  (M,); 255 is no key, and of an anchor both are 0
+    """
+    void = num_classes
+    kinds, key_kinds = labels.long().clamp(max=void), key_labels.long().clamp(max=void)
+    alike = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
+    alike = alike.scatter_add_(0, key_kinds, (key_kinds < void).long())
+    others = (alike.sum() - alike) * (torch.arange(len(alike), device=labels.device) < void)
+    return alike[kinds], others[kinds]
+
+
 def supervised_contrast(
     anchors: Tensor,
     labels: Tensor,

@@ -21,7 +21,7 @@ from spcl.errors import ConfigError
 from spcl.extras import pipa as module
 from spcl.extras.pipa import PiPa, PiPaConfig
 from spcl.losses.segmentation import cross_entropy
-from spcl.methods.base import Method, Outputs, Seen, Term
+from spcl.methods.base import ACTIVITY, Method, Outputs, Seen, Term
 from spcl.models.segmentor import Segmentor
 from spcl.randomness import Step
 from spcl.store.run_folder import RunFolder
@@ -77,14 +77,21 @@ def some(found: list[torch.Tensor]) -> bool:
     return any(bool(gradient.any()) for gradient in found)
 
 
+ACTIVE = (
+    ("pixel_anchors", "pixel_positives", "pixel_negatives"),
+    ("patch_anchors", "patch_negatives"),
+)
 PATCHES = ("patch_first", "patch_second")
 
 
 def test_both_terms_train_the_network_and_not_its_classifier(steps):
     made = made_by(configured())
     terms = made(steps[0], Step(0))
-    assert terms.keys() == {"segmentation", "pipa/pixel", *(f"pipa/{name}" for name in PATCHES)}
-    assert all(int(term.count) > 10 and term.sum > 0 for term in terms.values())
+    losses = {"segmentation", "pipa/pixel", *(f"pipa/{name}" for name in PATCHES)}
+    activities = {f"{ACTIVITY}pipa/{name}" for part in ACTIVE for name in part}
+    assert terms.keys() == losses | activities
+    assert all(term.count > 0 and term.sum > 0 for term in terms.values())
+    assert all(terms[name].weight == 0 for name in activities)
     assert {name: term.weight for name, term in terms.items()}.pop("pipa/pixel") == 0.1
     for names, head in ((("pixel",), "pixel_head"), (PATCHES, "patch_head")):
         assert some(gradients(terms, names, made.segmentor.backbone))
@@ -284,11 +291,23 @@ def test_the_patch_term_is_that_of_a_slow_version(steps):
         assert int(labels[tuple(at)]) == int(kind)
     pair = steps[1].pair("target/pairs")
     assert pair.flips[:, 0].ne(pair.flips[:, 1]).any()
+    pairs = 0
     for own, name in enumerate(PATCHES):
         loss, anchors = slow_patch(pair, embedded, probabilities, bank, own)
         found = terms[f"pipa/{name}"]
         assert anchors == int(found.count) > 5
+        pairs += anchors
         assert found.sum.item() == pytest.approx(loss, rel=1e-4)
+
+    active = terms["activity/pipa/patch_anchors"]
+    assert (int(active.sum), int(active.count)) == (pairs, 8)
+    usual = terms["activity/pipa/patch_negatives"]
+    assert 0 < usual.sum / usual.count <= int((bank[1] != 255).sum())
+
+
+def test_a_crop_has_the_colours_that_are_asked_for():
+    crops = configured("pipa.grayscale=0.5").reads_of("source_only")["target/pairs"]
+    assert (crops.jitter, crops.grayscale) == ((0.2, 0.2, 0.2, 0.2), 0.5)
 
 
 def test_the_pixel_heads_norm_is_that_of_the_pixels_that_are_meant():

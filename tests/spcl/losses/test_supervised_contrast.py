@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from spcl.losses.supervised_contrast import (
     at_pixels,
+    pairs_by_label,
     pixels_of_kinds,
     sample_pixels,
     supervised_contrast,
@@ -161,6 +162,12 @@ def test_the_sampler_takes_what_the_slow_one_takes(seed):
     counts = pixels_of_kinds(labels, right, 4)
     assert int(counts[0, 1].sum()) == 0 and int(counts.sum()) == int((labels != VOID).sum())
     assert int(counts[..., 1].sum()) == int((right & (labels != VOID)).sum())
+
+
+def test_pairs_are_counted_by_label():
+    labels, keys = torch.tensor([[0, 3], [1, VOID]]), torch.tensor([0, 0, 1, 2, VOID]).byte()
+    alike, others = pairs_by_label(labels, keys, 4)
+    assert alike.tolist() == [[2, 0], [1, 0]] and others.tolist() == [[2, 4], [3, 0]]
 
 
 def test_a_class_needs_more_than_a_hundred_pixels():
