@@ -65,8 +65,8 @@ class PiPaConfig(ExtraConfig):
         "paper; pos_neg, the authors' code: the other positives are left out",
         choices=DENOMINATORS,
     )
-    base_temperature: float | None = setting(
-        None, "paper: none; 0.07 in the authors' code: the loss times temperature over it", low=1e-3
+    base_temperature: float = setting(
+        0.0, "paper: none; 0.07 in the authors' code: the loss times temperature over it", low=0.0
     )
     patch_weight: float = setting(
         0.1, "authors' code, on DAFormer; 0 leaves the patch term out", low=0.0
@@ -233,7 +233,7 @@ class PiPa(Extra):
 
     def _pixel_weight(self) -> float:
         c = self.config
-        if c.base_temperature is None:
+        if not c.base_temperature:
             return c.pixel_weight
         return c.pixel_weight * c.pixel_temperature / c.base_temperature
 

@@ -443,5 +443,5 @@ def test_two_ranks_train_as_one_and_hold_the_same_bank(straight, mini_data, tmp_
 
 def test_the_defaults_are_the_papers():
     config = PiPaConfig()
-    assert (config.denominators, config.base_temperature) == ("all", None)
+    assert (config.denominators, config.base_temperature) == ("all", 0.0)
     assert config.patch_features == "student"
