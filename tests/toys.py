@@ -34,6 +34,8 @@ CLASSES = 19
 HEIGHT, WIDTH = 32, 64
 #: Weights of the demo; a confidence that a network reaches within the few steps of a test.
 SDCA = {"temperature": 0.1, "feature_weight": 0.1, "output_weight": 0.1, "delta": 0.12}
+#: A few steps from scratch: no warm-up, and a confidence that a third of the pixels reach.
+DAFORMER = {"optimizer": "sgd", "warm_up_steps": 0, "ignored_rows": (2, 3), "confidence": 0.08}
 TRAIN = Train(threads=1, loader_workers=0, log_every=1, checkpoint_every=10, panel_every=10_000)
 
 
@@ -126,6 +128,7 @@ def method(name: str, *, norm: str = "domain", model: str = "toy", steps: int = 
             | ({"discriminator_width": 4} if name in ("adversarial", "asanet") else {})
             | ({"temperature": 0.1, "contrast_weight": 0.1} if name == "spcl" else {})
             | (SDCA if name == "sdca" else {})
+            | (DAFORMER if name == "daformer" else {})
             | config
         ),
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 from spcl.data.batch import Batch
 from spcl.data.labels import IGNORE_INDEX
 from spcl.extras.base import Extra, ExtraConfig
-from spcl.memory.teacher import new_teacher
 from spcl.methods.base import Method, Seen, Term
+from spcl.methods.teacher import new_teacher
 from spcl.models.segmentor import Segmentor
 from spcl.precision import at_least_float32
 from spcl.randomness import Step

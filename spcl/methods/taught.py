@@ -17,7 +17,9 @@ from spcl.data.mixing import VALUES, classmix, paste
 from spcl.data.strong import DRAWS, Strong, strong_view
 from spcl.errors import ConfigError
 from spcl.losses.segmentation import cross_entropy
-from spcl.memory.teacher import (
+from spcl.methods.base import Method, Outputs, Seen, Term
+from spcl.methods.stage import StageConfig
+from spcl.methods.teacher import (
     CHECK_EVERY,
     Lesson,
     check_equal,
@@ -26,8 +28,6 @@ from spcl.memory.teacher import (
     new_teacher,
     teach,
 )
-from spcl.methods.base import Method, Outputs, Seen, Term
-from spcl.methods.stage import StageConfig
 from spcl.models.normalization import BATCH_NORMS
 from spcl.models.segmentor import Segmentor
 from spcl.randomness import Step

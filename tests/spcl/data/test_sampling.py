@@ -136,6 +136,14 @@ def test_rare_class_sampling_draws_classes_by_chance_and_their_images_alike():
     assert [RareClass(pixels, 4, "x", rarity)(p) for p in range(9)] != [order(p) for p in range(9)]
 
 
+def test_the_class_that_an_image_was_drawn_for_is_known_and_shown():
+    pixels = np.array([[9, 0, 0], [0, 0, 7], [5, 0, 5]])
+    order = RareClass(pixels, 0, "s", Rarity(0.5, 1))
+    kinds = [order.kind(position) for position in range(50)]
+    assert set(kinds) == {0, 2}
+    assert all(pixels[order(position), kind] > 1 for position, kind in enumerate(kinds))
+
+
 def test_rare_class_sampling_says_which_setting_leaves_no_image():
     with pytest.raises(DataError, match="most is 9; lower source.rare_class_pixels"):
         RareClass(np.array([[9, 0]]), 0, "x", Rarity())

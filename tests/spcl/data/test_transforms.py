@@ -161,6 +161,30 @@ def test_a_smaller_scene_is_padded_with_ignored_pixels(image):
     assert (picture[:, label == 255] == 0).all()
 
 
+def test_a_crop_is_cut_out_of_the_size_and_shows_the_class_it_was_drawn_for():
+    label = torch.zeros(40, 60, dtype=torch.uint8)
+    label[:8, :8], label[30:, 30:] = 5, 1
+    sample = Sample(label[None].repeat(3, 1, 1), label)
+    plain = Augment((40, 60), crop=(16, 16))
+    found = [plain(sample, [0, i], 5) for i in range(60)]
+    assert {tuple(one.image.shape) for one in found} == {(3, 16, 16)}
+    wanted = [Augment((40, 60), crop=(16, 16), shows=20)(sample, [0, i], 5) for i in range(60)]
+    shown, without = (
+        sum(int((one.label == 5).sum()) > 20 for one in each) for each in (wanted, found)
+    )
+    # Of ten crops one shows it with a chance of 1 - (1 - p)^10.
+    chance = without / 60
+    assert shown / 60 == pytest.approx(1 - (1 - chance) ** 10, abs=0.2) and shown > 2 * without
+    again = Augment((40, 60), crop=(16, 16), shows=20)(sample, [0, 7], 5)
+    assert torch.equal(again.label, wanted[7].label)
+    varied = [Augment((40, 60), crop=(16, 16), most=0.9)(sample, [0, i]) for i in range(60)]
+    lonely, usual = (
+        sum(int(one.label.flatten().bincount().max()) >= 0.9 * 256 for one in each)
+        for each in (varied, found)
+    )
+    assert lonely < usual / 3
+
+
 def test_grayscale_has_equal_channels_and_the_luma_of_the_image(image):
     """BT.601's luma, as in Pillow's convert("L")."""
     got, _ = _call(Augment((60, 90), grayscale=1.0), image, image[:, :, 0], 0)

@@ -92,7 +92,7 @@ CASES = (
     }
     | {
         f"float64-{name}": (name, {"model": "tiny", "double": True, "steps": 5})
-        for name in ("asanet_asc", "asanet")
+        for name in ("asanet_asc", "asanet", "daformer")
     }
     | {f"local-{name}": (name, {"sync": False, "steps": 3}) for name in ("spcl", "sdca")}
     | {
@@ -127,7 +127,7 @@ def test_two_ranks_equal_one(case, two_ranks, tmp_path):
         assert difference.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", [*MEMORY, "asanet_asc", "asanet"])
+@pytest.mark.parametrize("name", [*MEMORY, "asanet_asc", "asanet", "daformer"])
 def test_in_float64_two_ranks_equal_one_to_nine_digits(name, two_ranks, tmp_path):
     """In float32 rounding grows over 20 steps; in float64 only a wrong formula would show."""
     case = f"float64-{name}"
