@@ -369,6 +369,25 @@ def test_it_runs_on_spcl():
     assert terms["pipa/pixel"].sum > 0 and terms["pipa/patch_second"].sum > 0
 
 
+def test_four_steps_of_the_recipe_log_terms_and_activities(mini_data, tmp_path):
+    config = load("streets", "pipa", None, [*MINI, *SMALL, "daformer.steps=4"])
+    made, read = made_by(config, "daformer"), steps_of(config, mini_data, tmp_path / "run")
+    lines = train(made, tmp_path, name="daformer", data=read)
+    for line in lines:
+        assert all(line["losses"][f"pipa/{name}"] > 0 for name in ("pixel", *PATCHES))
+        assert all(line["activity"][f"pipa/{name}"] > 0 for part in ACTIVE for name in part)
+
+
+def test_a_term_that_never_starts_is_told_with_its_settings(mini_data, tmp_path):
+    config = configured("pipa.patch_start=9", "source_only.steps=2")
+    read = steps_of(config, mini_data, tmp_path / "run")
+    train(made_by(config), tmp_path, name="source_only", data=read)
+    said = (tmp_path / "metrics.jsonl").read_text()
+    assert "pipa/patch_anchors was 0 throughout" in said
+    assert "look at pipa.patch_start and pipa.confidence" in said
+    assert "pixel_anchors was 0" not in said
+
+
 def test_where_the_method_saw_no_source_it_is_seen_for_this():
     config = configured(stage="self_training")
     made = made_by(config, "self_training")
