@@ -5,7 +5,7 @@ Source: Tarvainen and Valpola 2017, arXiv:1703.01780; values of DAFormer's code 
 
 import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,11 @@ class Lesson(NamedTuple):
 
 def new_teacher(student: Segmentor) -> Segmentor:
     """A copy that nothing trains, in eval mode: as a sub-module of a method it stays so."""
-    return copy.deepcopy(student).requires_grad_(False).eval()
+    # Tensors are copied first, since a fake one (`spcl.engine.footprint`) would copy its mode too.
+    copies: dict[int, Any] = {id(b): b.clone() for b in student.buffers()}
+    for parameter in student.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+    return copy.deepcopy(student, copies).eval()
 
 
 @torch.no_grad()
@@ -56,7 +60,7 @@ def momentum_at(step: int, most: float) -> float:
 def follow(teacher: nn.Module, student: nn.Module, momentum: float, *, buffers: str) -> None:
     """Teacher <- momentum * teacher + (1 - momentum) * student, in place.
 
-    buffers  "mean", as parameters, those that hold no fractions as copies; "keep" leaves them
+    buffers  "mean", as parameters, those that hold no fractions as copies; "own" leaves them
     """
     old, new = _pairs(teacher.parameters(), student.parameters())
     if buffers == "mean":

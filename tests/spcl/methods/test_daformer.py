@@ -8,6 +8,7 @@ from toys import CLASSES, Stripes, batch_of, changed, method, train
 
 from spcl.configuration.config import load
 from spcl.configuration.elastic import choices
+from spcl.engine.footprint import training
 from spcl.errors import ConfigError
 from spcl.methods.taught import TaughtConfig
 from spcl.methods.teacher import Lesson
@@ -175,3 +176,9 @@ def test_papers_sizes_and_schedule():
         0.01,
     )
     assert (c.teacher_momentum, c.confidence, c.ignored_rows) == (0.999, 0.968, (15, 120))
+
+
+def test_the_memory_that_is_foretold_has_the_teacher():
+    config = load("streets", "daformer", None, ["daformer.scored=teacher"])
+    found = training(config, "daformer", 2, CLASSES)
+    assert found.weights == 2 * found.gradients > 0
