@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -55,6 +57,34 @@ def stack(vector: Tensor) -> Tensor:
     rows = vector.new_empty(world_size(), len(vector))
     dist.all_gather_into_tensor(rows.view(-1), vector)
     return rows
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over ranks; each rank's loss depends on every summand, so its backward is one too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_reduce(tensor.clone())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_reduce(gradient.clone())
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """(W, ...) every rank's tensor of one shape, in rank order, with a gradient to each.
+
+    Every rank must call it, and so its backward.  Ranks read images in strides, so that
+    `gathered(x).transpose(0, 1).flatten(0, 1)` has those of (B, ...) in the order of positions.
+    Costs an all-reduce of W times the tensor, forward and backward: a sum with zeros is exact.
+    """
+    world = world_size()
+    if world == 1:
+        return tensor[None]
+    rows = tensor.new_zeros(world, *tensor.shape)
+    rows[rank()] = tensor
+    return _Summed.apply(rows)
 
 
 def broadcast(tensor: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class PairCrops:
               overlap covers whole cells of a feature grid of that stride
     flip      probability, of each crop by itself
     scale     range of the factor on the domain's size before the crops are cut
+    jitter, grayscale  of each crop by itself, as in `Augment`; None are the domain's
     """
 
     size: tuple[int, int]
@@ -36,6 +37,8 @@ class PairCrops:
     multiple: int = 8
     flip: float = 0.5
     scale: tuple[float, float] = (1.0, 1.0)
+    jitter: tuple[float, float, float, float] | None = None
+    grayscale: float | None = None
 
     def check(self, stream: str, scene: tuple[int, int]) -> None:
         """ConfigError unless such crops can be cut out of a domain's images of size `scene`."""
@@ -92,7 +95,7 @@ def _by(size: tuple[int, ...]) -> str:
 class AugmentPair:
     """The transform of a stream of pairs.
 
-    augment  the domain's: its size, and its colours, drawn for each crop
+    augment  the domain's: its size, and its colours unless the crops have their own, drawn for each
     """
 
     makes: ClassVar[type[Pair]] = Pair  # of its samples
@@ -114,16 +117,25 @@ class AugmentPair:
         corners = self.crops.draw(size)
         boxes = overlap_boxes(corners, self.crops.size)
         flips = torch.rand(2) < self.crops.flip
+        colours = self._colours()
         crops = []
         for number, (top, left) in enumerate(corners.tolist()):
             crop = F.crop(image, top, left, *self.crops.size)
-            crop = normalize(self.augment.draw_colours()(crop))
+            crop = normalize(colours.draw_colours()(crop))
             if flips[number]:
                 crop = F.horizontal_flip(crop)
                 boxes[number, 1] = self.crops.size[1] - boxes[number, 1] - boxes[number, 3]
             crops.append(crop)
         first, second = crops
         return PairSample(first, second, boxes, flips)
+
+    def _colours(self) -> Augment:
+        usual, own = self.augment, self.crops
+        return replace(
+            usual,
+            jitter=usual.jitter if own.jitter is None else own.jitter,
+            grayscale=usual.grayscale if own.grayscale is None else own.grayscale,
+        )
 
 
 def overlap_boxes(corners: Tensor, size: tuple[int, int]) -> Tensor:

@@ -208,7 +208,11 @@ class Idle:
     """Which activities were 0 in every line of a stage, or since it was resumed."""
 
     def __init__(self, stage: str, method: Method):
-        self.stage, self.hints = stage, method.hints
+        self.stage = stage
+        self.hints = {name: f"{stage}.{setting}" for name, setting in method.hints.items()}
+        for extra, one in method.extras().items():
+            for name, settings in one.hints.items():
+                self.hints[f"{extra}/{name}"] = " and ".join(f"{extra}.{s}" for s in settings)
         self.most: dict[str, float] = {}
 
     def add(self, activity: dict[str, float]) -> None:
@@ -219,7 +223,7 @@ class Idle:
         """A line for each, which names the setting."""
         return [
             f"warning: {self.stage}: {name} was 0 throughout, so its term has done nothing; "
-            f"look at {self.stage}.{self.hints.get(name, name)}"
+            f"look at {self.hints.get(name, name)}"
             for name, value in self.most.items()
             if value == 0
         ]

@@ -7,8 +7,10 @@ of settings.
 from spcl.extras.base import Extra
 from spcl.extras.feature_distance import FeatureDistance
 from spcl.extras.masked_consistency import MaskedConsistency
+from spcl.extras.pipa import PiPa
 
 EXTRAS: dict[str, type[Extra]] = {
     "feature_distance": FeatureDistance,
     "masked_consistency": MaskedConsistency,
+    "pipa": PiPa,
 }

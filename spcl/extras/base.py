@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -38,6 +39,8 @@ class Extra(nn.Module):
     #: What it can't do without: pre-trained weights of the network, a method that `teaches`.
     needs_pretrained: ClassVar[bool] = False
     needs_teacher: ClassVar[bool] = False
+    #: Activity -> the settings of its section to look at where it is 0 for a whole stage.
+    hints: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     #: Raised when the same settings would give other results than before; enters the stage's key.
     version: ClassVar[int] = 1
 
@@ -55,6 +58,8 @@ class Extra(nn.Module):
         self, method: Method, batch: Batch, seen: Mapping[str, Seen], step: Step
     ) -> dict[str, Term]:
         """The terms to add; they are logged as <extra>/<term>.
+
+        One whose name begins with `spcl.methods.base.ACTIVITY` is no loss but an activity.
 
         seen    what the method's forward gave, so that nothing is computed twice
         method  runs the network on further images: `method.segment`

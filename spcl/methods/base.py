@@ -134,8 +134,10 @@ class Method(nn.Module):
         for name, one in outputs.activity.items():
             terms[ACTIVITY + name] = one._replace(weight=0.0)
         for name, extra in self.extras().items():
-            added = extra(self, batch, outputs.seen, step)
-            terms |= {f"{name}/{term}": value for term, value in added.items()}
+            for term, value in extra(self, batch, outputs.seen, step).items():
+                active = term.startswith(ACTIVITY)
+                one = value._replace(weight=0.0) if active else value
+                terms[f"{ACTIVITY * active}{name}/{term.removeprefix(ACTIVITY)}"] = one
         return terms
 
     def segment(self, images: Images, domain: str, step: Step, *, draws: str = "") -> Output:

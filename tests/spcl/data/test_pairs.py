@@ -95,6 +95,17 @@ def test_each_crop_has_colours_of_its_own_and_the_same_place():
     assert torch.equal(coloured.boxes, plain.boxes)
 
 
+def test_crops_may_have_colours_of_their_own():
+    bright = replace(PLAIN, jitter=(0.5, 0.0, 0.0, 0.0))
+    asked = replace(CROPS, jitter=(0.5, 0.0, 0.0, 0.0), grayscale=0.0)
+    assert torch.equal(pair(3, asked).first, pair(3, augment=bright).first)
+    grey = pair(3, replace(CROPS, grayscale=1.0)).first
+    std, mean = (torch.tensor(v)[:, None, None] for v in (IMAGENET_STD, IMAGENET_MEAN))
+    assert (grey * std + mean).std(0).max() < 1e-6
+    off = replace(CROPS, jitter=(0.0,) * 4)
+    assert torch.equal(pair(3, off, bright).first, pair(3).first)
+
+
 def _blue(one, other):
     black = -IMAGENET_MEAN[2] / IMAGENET_STD[2]
     return [(a, b, black) for a, b in zip(one[:2], other[:2], strict=True)]

@@ -102,7 +102,7 @@ def test_masked_consistency_needs_a_teacher():
         load("streets", "source_only", None, ["source_only.extras=[masked_consistency]"])
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", [n for n in EXTRAS if n != "pipa"])  # reads pairs: its own file
 def test_an_extra_resumes_with_the_same_bits(name, tmp_path):
     straight = with_extra(name, options={"steps": 4})
     train(straight, tmp_path / "a", checkpoint_every=2)
