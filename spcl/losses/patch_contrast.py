@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spcl.data.labels import IGNORE_INDEX
 from spcl.errors import ConfigError
-from spcl.losses.contrast import EPSILON
+from spcl.losses.directions import EPSILON
 from spcl.losses.supervised_contrast import LEAST
 from spcl.precision import at_least_float32, without_autocast
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl.data.labels import IGNORE_INDEX
-from spcl.losses.contrast import EPSILON
+from spcl.losses.directions import EPSILON
 from spcl.precision import at_least_float32, without_autocast
 
 DENOMINATORS = ("all", "pos_neg")
