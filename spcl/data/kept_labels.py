@@ -1,6 +1,6 @@
 """Labels that cost much to make, each made once before a stage: a read then costs one decode.
 
-    <folder>/00000-of-00002/labels.arrow      sample_id, label (8-bit grey PNG), one rank's share
+    <folder>/00000-of-00002/kept_labels.arrow sample_id, label (8-bit grey PNG), one rank's share
     <folder>/00000-of-00002/manifest.json     its sha256
 
 They follow from what is stored already and from the stage's settings, so they are no artefact:
@@ -23,7 +23,7 @@ from spcl.data.predictions import png, rows_by_id
 from spcl.data.transforms import decode_label
 from spcl.store import atomic, heartbeat
 
-FILE, MANIFEST = "labels.arrow", "manifest.json"
+FILE, MANIFEST = "kept_labels.arrow", "manifest.json"
 SCHEMA = 1
 COLUMNS = pa.schema([("sample_id", pa.string()), ("label", pa.large_binary())])
 
