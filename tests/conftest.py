@@ -24,13 +24,13 @@ MINI = (
     "spcl.steps=6",
     "self_training.steps=4",
     "source_only.steps=6",
-    "pipa.crop=[16,32]",
-    "pipa.patch_start=0",
     "train.threads=1",
     "train.loader_workers=0",
     "train.log_every=1",
     "train.checkpoint_every=2",
 )
+#: What a recipe needs besides to fit into MINI's images and steps.
+MINI_OF = {"pipa": ("pipa.crop=[16,32]", "pipa.patch_start=0")}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import MINI
+from conftest import MINI, MINI_OF
 from torch import nn
 from toys import Stripes, batch_of, method, train
 
@@ -412,7 +412,8 @@ def benchmark(folder, monkeypatch, methods):
 @pytest.mark.parametrize("name", known("compat"))
 def test_the_official_recipe_runs_and_says_so(name, mini_data, tmp_path, capsys):
     stages = load("streets", name).stages
-    few = [*MINI, "compat=official", *(f"{stage}.steps=3" for stage in stages)]
+    few = [*MINI, *MINI_OF.get(name, ()), "compat=official"]
+    few += [f"{stage}.steps=3" for stage in stages]
     places = ["--data", str(mini_data), "--storage", str(tmp_path)]
     arguments = [*places, "--name", "a", "--method", name, *few]
     assert cli.guarded(main, [*arguments, "--dry-run"]) == 0
