@@ -113,6 +113,7 @@ def test_a_job_that_fails_says_why_and_is_not_a_success(commands, cluster, mini_
     assert "Traceback" not in job.out.split("error: inside")[0]
 
 
+@pytest.mark.slow
 def test_two_workers_agree_with_one(commands, cluster, mini_data, tmp_path):
     """Rank 0 logs sums over both ranks; ten steps of each stage.
 
