@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spcl import distributed
+from spcl.engine.devices import keep_freed_memory
 from spcl.models.normalization import DomainNorm, FrozenBatchNorm2d
 
 WORLD = 2
@@ -51,6 +52,7 @@ def layer_shapes(height: int, width: int) -> list[tuple[int, int, int]]:
 
 def on_rank(rank: int, store: str, shapes: list, rounds: int) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every training does
     torch.manual_seed(rank)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=TIMEOUT
