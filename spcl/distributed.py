@@ -75,8 +75,7 @@ class _Summed(torch.autograd.Function):
 def gathered(tensor: Tensor) -> Tensor:
     """(W, ...) every rank's tensor of one shape, in rank order, with a gradient to each.
 
-    Every rank must call it, and so its backward.  Ranks read images in strides, so that
-    `gathered(x).transpose(0, 1).flatten(0, 1)` has those of (B, ...) in the order of positions.
+    Every rank must call it, and so its backward.
     Costs an all-reduce of W times the tensor, forward and backward: a sum with zeros is exact.
     """
     world = world_size()
@@ -85,6 +84,14 @@ def gathered(tensor: Tensor) -> Tensor:
     rows = tensor.new_zeros(world, *tensor.shape)
     rows[rank()] = tensor
     return _Summed.apply(rows)
+
+
+def in_order(values: Tensor) -> Tensor:
+    """(B, ...) of every rank -> (W * B, ...), in the order of the samples' positions in a stream.
+
+    Ranks read a stream in strides; else as `gathered`.
+    """
+    return gathered(values).transpose(0, 1).flatten(0, 1)
 
 
 def broadcast(tensor: Tensor) -> Tensor:

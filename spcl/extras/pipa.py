@@ -314,7 +314,9 @@ class PiPa(Extra):
         draws = step.uniform("pipa/bank", position, labels.shape[1:])
         chosen = draws.topk(min(each, draws.shape[2]), largest=False).indices  # (B, 2, n)
         rows = embedded.gather(2, chosen[..., None].expand(-1, -1, -1, embedded.shape[-1]))
-        self.bank.push(_in_order(rows).flatten(0, 2), _in_order(labels.gather(2, chosen)).flatten())
+        labels = labels.gather(2, chosen)
+        rows, labels = (distributed.in_order(x).flatten(0, 2) for x in (rows, labels))
+        self.bank.push(rows, labels)
 
 
 def _by_image(crops: Tensor) -> Tensor:
@@ -322,15 +324,10 @@ def _by_image(crops: Tensor) -> Tensor:
     return crops.unflatten(0, (2, -1)).transpose(0, 1)
 
 
-def _in_order(values: Tensor) -> Tensor:
-    """(B, ...) -> (W * B, ...), in the order of positions, which ranks read in strides."""
-    return distributed.gathered(values).transpose(0, 1).flatten(0, 1)
-
-
 def _widths(segmentor: Segmentor) -> tuple[int, ...]:
     """Channels of what the backbone gives."""
     backbone = segmentor.backbone
-    return getattr(backbone, "widths", ()) or (backbone.feature_dimension,)
+    return backbone.widths or (backbone.feature_dimension,)
 
 
 def _source(method: Method, batch: Batch, seen: Mapping[str, Seen], step: Step) -> Seen:

@@ -19,19 +19,6 @@ LEVELS = 4096  # of an entropy: a quantile is exact on these integers
 NEVER = 2.0  # a draw of what is not to be chosen: above all others
 
 
-def whole_batch(values: Tensor, positions: Tensor) -> Tensor:
-    """(B, ...) of all ranks, in the order of their positions, of each rank's own images.
-
-    Every rank fills in its rows; a sum with zeros is exact, so that all hold the same bits.
-    """
-    world = distributed.world_size()
-    if world == 1:
-        return values
-    whole = values.new_zeros(world * len(values), *values.shape[1:])
-    whole[slots(positions)] = values
-    return distributed.all_reduce(whole)
-
-
 def slots(positions: Tensor) -> Tensor:
     """(B,) the place of this rank's images among those of the whole batch."""
     return positions % (distributed.world_size() * len(positions))

@@ -151,7 +151,7 @@ class Pull(nn.Module):
         """From the teacher's outputs; labels (B, h, w) of the source on the grid of features."""
         config, classes = self.config, self.num_classes
         prototypes, counts, unreliable = self._look(source, target, labels)
-        ours, theirs = self._everywhere(labels, unreliable, batch.source.position)
+        ours, theirs = _everywhere(labels, unreliable)
 
         asked = pull.query_counts(counts, config.queries)
         limit = classes * (config.queries + 1)
@@ -190,13 +190,6 @@ class Pull(nn.Module):
         # Logits may be on a finer grid than features.
         return prototypes, pixels.long(), downsample_labels(predicted, target.features.shape[-2:])
 
-    def _everywhere(
-        self, labels: Tensor, unreliable: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Both for the images of all ranks, (B, h * w) each."""
-        own = [labels.flatten(1).byte(), unreliable.flatten(1).byte()]
-        return pull.whole_batch(torch.cat(own, 1), positions).split([o.shape[1] for o in own], 1)
-
     def _negatives(
         self, name: str, output: Output, images: Images, kinds: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,6 +200,13 @@ class Pull(nn.Module):
         units = distributed.all_reduce(_project(self.teacher_head, features) * here[:, None])
         labels = kinds.flatten()[pixels]
         return units, pull.negative_weights(labels, meant, self.num_classes, half), meant.sum()
+
+
+def _everywhere(labels: Tensor, unreliable: Tensor) -> tuple[Tensor, Tensor]:
+    """Both for the images of all ranks, (B, h * w) each, in the order of positions."""
+    own = [labels.flatten(1).byte(), unreliable.flatten(1).byte()]
+    ours, theirs = distributed.in_order(torch.cat(own, 1)).split([o.shape[1] for o in own], 1)
+    return ours, theirs
 
 
 def _projection_head(dimension: int, width: int) -> nn.Module:

@@ -17,6 +17,7 @@ from spcl.extras.pipa import PiPa, PiPaConfig
 from spcl.losses.segmentation import cross_entropy
 from spcl.methods.base import Method, Outputs, Seen, Term
 from spcl.methods.stage import StageConfig
+from spcl.models.backbone import Backbone
 from spcl.models.segmentor import Segmentor
 from spcl.randomness import Step
 
@@ -52,7 +53,7 @@ def with_clue(places: Tensor, number: Tensor) -> Tensor:
     return torch.cat([places, number[:, None] - (SECTORS - 1) / 2], 1)
 
 
-class Points(nn.Sequential):
+class Points(nn.Sequential, Backbone):
     feature_dimension = 16
 
     def __init__(self) -> None:
